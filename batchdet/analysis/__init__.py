@@ -1,0 +1,1 @@
+"""Questions asked of committed Parquet. Knows no model and no cluster."""

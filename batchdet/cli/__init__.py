@@ -1,0 +1,1 @@
+"""One door for people: arguments in, exit codes out."""

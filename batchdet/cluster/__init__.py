@@ -1,0 +1,1 @@
+"""Labelling on Ray; the only room that imports it."""

@@ -1,0 +1,239 @@
+"""The job file as frozen values with their defaults. Knows names and ranges, nothing of how a job is run."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from batchdet.errors import ConfigError
+
+EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp", "mpo", "heic", "heif")
+"""File name endings listed as images, compared without regard to case."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """Which detector labels the images."""
+
+    reference: str = Field(min_length=1)
+    """`torchvision:NAME[@WEIGHTS]`, a registry folder `URI[@version]`, or a checkpoint file (.safetensors, .pth)."""
+    architecture: str | None = None
+    """For a bare checkpoint file: the torchvision builder it belongs to."""
+    categories: tuple[str, ...] | None = None
+    """For a bare checkpoint file: names in label order, "__background__" first."""
+    score_floor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Candidates at or below it are not stored."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Arithmetic of the forward pass; anything but fp32 moves scores."""
+    backend: Literal["auto", "torch"] = "auto"
+    """What runs the forward pass."""
+
+
+class PolicyConfig(_Section):
+    """Which candidates are accepted. Recorded with the run."""
+
+    score_threshold: Fraction = 0.5
+    """Lowest accepted score."""
+    score_thresholds: dict[str, Fraction] = Field(default_factory=dict)
+    """Per category, overriding score_threshold."""
+    iou_threshold: Fraction | None = None
+    """A second, stricter NMS over the accepted; null keeps the model's own NMS."""
+    nms: Literal["per_class", "agnostic"] = "per_class"
+    """Whether the second NMS compares boxes of different categories."""
+    max_detections: Positive | None = None
+    """At most so many accepted detections an image, the highest scores first."""
+    min_box_side: Annotated[float, Field(ge=0.0)] = 0.0
+    """Pixels of the original image; a box with a shorter side is not accepted."""
+
+    @property
+    def canonical(self) -> str:
+        """The policy as JSON with sorted keys: what the run records."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the canonical form."""
+        return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
+
+
+class PlanConfig(_Section):
+    """How the listing is cut into shards."""
+
+    images_per_shard: Positive = 4096
+    """Images per shard: the unit of retry and commit."""
+    retry_failed: bool = True
+    """Try images again that failed in the last run."""
+    extensions: tuple[str, ...] = EXTENSIONS
+    """Listed endings, without dot, compared without regard to case; a manifest is taken as it is."""
+    max_pixels: Positive = 178_956_970
+    """Width × height above which an image is refused unread."""
+
+
+class ReadingConfig(_Section):
+    """How bytes become pixels."""
+
+    block_images: Positive = 32
+    """Images fetched and decoded together."""
+    prefetch_blocks: Positive = 4
+    """Blocks a labeller keeps in flight ahead of its detector."""
+    decode: Literal["exact"] = "exact"
+    """`exact` feeds the detector the pixels that torchvision's own transform would."""
+
+
+class ClusterConfig(_Section):
+    """What the job takes of a Ray cluster."""
+
+    labellers: Literal["auto"] | Positive = "auto"
+    """Labeller actors; `auto`: one per GPU, or as many as the CPUs hold."""
+    gpus_per_labeller: Literal["auto"] | Annotated[float, Field(ge=0.0)] = "auto"
+    """GPUs (or a share of one) per labeller; `auto`: 1 where the cluster has GPUs, else 0."""
+    cpus_per_labeller: Literal["auto"] | Annotated[float, Field(gt=0.0)] = "auto"
+    """CPU cores per labeller, and torch's threads; `auto`: 1."""
+    cpus_per_reader: Annotated[float, Field(gt=0.0)] = 1
+    """CPU cores per read task."""
+    readers: Literal["auto", "threads", "tasks"] = "auto"
+    """Where images are read: the labeller's own threads, or Ray tasks anywhere; `auto`: tasks for GPU labellers."""
+
+
+class LimitsConfig(_Section):
+    """When a run gives up."""
+
+    max_failure_rate: Fraction = 0.05
+    """Share of failed images above which the run exits 1."""
+    max_attempts_per_shard: Positive = 3
+    """Times a shard may lose its labeller before it is bisected to the image that kills it."""
+
+
+class StorageConfig(_Section):
+    """fsspec storage options. Secrets belong in the environment, and are refused here."""
+
+    source: dict[str, Any] = Field(default_factory=dict)
+    """For the images."""
+    output: dict[str, Any] = Field(default_factory=dict)
+    """For the output."""
+
+    @model_validator(mode="after")
+    def _refuse_secrets(self) -> "StorageConfig":
+        for place, options in (("source", self.source), ("output", self.output)):
+            for path in _secret_paths(options):
+                raise ValueError(f"storage.{place}.{path} looks like a secret; put it in the environment instead")
+        return self
+
+
+class JobConfig(_Section):
+    """One labelling job."""
+
+    source: str = Field(min_length=1)
+    """Prefix, glob or manifest of images."""
+    output: str = Field(min_length=1)
+    """Folder for the Parquet tables."""
+    model: ModelConfig
+    """The detector."""
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    """What is accepted."""
+    plan: PlanConfig = Field(default_factory=PlanConfig)
+    """How the listing is cut."""
+    reading: ReadingConfig = Field(default_factory=ReadingConfig)
+    """How images are read."""
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    """What of the cluster is used."""
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """When to give up."""
+    storage: StorageConfig = Field(default_factory=StorageConfig)
+    """fsspec options."""
+
+    @model_validator(mode="after")
+    def _refuse_void_policy(self) -> "JobConfig":
+        floor = self.model.score_floor
+        thresholds = {"policy.score_threshold": self.policy.score_threshold} | {
+            f"policy.score_thresholds.{name}": value for name, value in self.policy.score_thresholds.items()
+        }
+        for field, value in thresholds.items():
+            if value < floor:
+                raise ValueError(
+                    f"{field} is {value}, under model.score_floor {floor}: no candidate below the floor is kept; "
+                    "lower model.score_floor or raise the threshold"
+                )
+        return self
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def load_job(path: str | Path | None, overrides: dict[str, Any]) -> JobConfig:
+    """Build the job from a YAML file and overriding values by dotted path (`policy.score_threshold`).
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is out of range; names the field.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for dotted, value in overrides.items():
+        _set_dotted(tree, dotted, value)
+    try:
+        return JobConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"job file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"job file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"job file {path}: expected fields such as `source:`, got {type(tree).__name__}")
+    return tree
+
+
+def _set_dotted(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for name in parents:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{dotted}: {name} is a single value, it has no fields")
+        node = child
+    node[leaf] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = _field_path(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown field"
+    if first["type"] == "missing":
+        return f"{where}: required; give it in the job file, as a flag or with --set {where}=…"
+    if first["type"] == "value_error":
+        return str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {first['msg']} (got {first['input']!r})"
+
+
+def _field_path(loc: tuple[int | str, ...]) -> str:
+    """The dotted field of an error, without the union branches pydantic adds (`literal['auto']`, `constrained-int`)."""
+    return ".".join(str(part) for part in loc if not re.search(r"[\[-]", str(part)))
+
+
+def _secret_paths(options: dict[str, Any], prefix: str = "") -> list[str]:
+    words = ("secret", "password", "token", "sas", "account_key", "connection_string", "credential")
+    found = []
+    for name, value in options.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found += _secret_paths(value, f"{path}.")
+        elif isinstance(value, str) and any(word in name.lower() for word in words):
+            found.append(path)
+    return found

@@ -1,0 +1,1 @@
+"""Made images, a small trained checkpoint and an embedded bucket to show the whole job."""

@@ -1,0 +1,53 @@
+"""Detections of a batch as columns of tensors. Knows no model and no policy.
+
+Shape shorthand: B images of a batch, N detections of all of them together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Boxes, scores and labels of a whole batch, indexed together.
+
+    Attributes:
+        boxes: [N, 4] float32, xyxy pixels of each image's original (EXIF-applied) frame, clipped to it.
+        scores: [N] float32.
+        labels: [N] int64, positions in the detector's categories, never 0.
+        image_index: [N] int64 in [0, B), non-decreasing; inside an image scores do not increase.
+        capped: [B] bool, a cap of the model removed detections that had passed its thresholds and NMS.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    image_index: Tensor
+    capped: Tensor
+
+    def __post_init__(self) -> None:
+        count = self.scores.shape[0] if self.scores.dim() == 1 else -1
+        expected = {"boxes": (count, 4), "scores": (count,), "labels": (count,), "image_index": (count,)}
+        for name, shape in expected.items():
+            got = tuple(getattr(self, name).shape)
+            if got != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, got {list(got)}")
+        if self.capped.dim() != 1 or self.capped.dtype != torch.bool:
+            raise ValueError(f"capped: expected bool [B], got {self.capped.dtype} {list(self.capped.shape)}")
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])
+
+    def select(self, index: Tensor) -> "Detections":
+        """The detections at a bool [N] mask or int64 positions; `capped` stays."""
+        return Detections(
+            self.boxes[index], self.scores[index], self.labels[index], self.image_index[index], self.capped
+        )
+
+    def cpu(self) -> "Detections":
+        """The same on the host."""
+        return Detections(
+            self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), self.image_index.cpu(), self.capped.cpu()
+        )

@@ -1,0 +1,1 @@
+"""URLs, bytes and Parquet. Has never heard of torch or Ray."""
