@@ -7,6 +7,7 @@ Boxes are xyxy float32 pixels of the EXIF-applied original image unless a docstr
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -200,6 +201,19 @@ class ModelInfo:
     categories: tuple[str, ...]
     digest: str
     input_spec: InputSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Files of a model on this machine.
+
+    Attributes:
+        weights: `.safetensors` or `.pth`.
+        card: the registry's `model.json`; None for a bare checkpoint file.
+    """
+
+    weights: Path
+    card: Path | None
 
 
 @dataclass(frozen=True, slots=True)
