@@ -1,1 +1,204 @@
-"""The sentence of the program, on one machine: list, plan, read, label, commit. Knows no Ray."""
+"""The sentence of the program, on one machine: list → plan → read → label → commit. Knows no Ray.
+
+`label_bucket` tells the story of a run, `ShardLabeller.label` that of a shard. A runner decides only where shards
+are labelled: `InlineRunner` here, `batchdet.cluster.driver.RayRunner` on a cluster.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
+
+import torch
+
+from batchdet.config import JobConfig
+from batchdet.engine.checkpoint import load_detector
+from batchdet.engine.pipeline import detect_blocks
+from batchdet.engine.postfilter import PostFilter
+from batchdet.engine.prepare import prepare_block
+from batchdet.progress import Progress
+from batchdet.records import FailedImage, ImageOutcome, ImageRef, InputSpec, PreparedBlock, ShardReport
+from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.ledger import Ledger
+from batchdet.storage.plan import RunPlan, read_shard
+from batchdet.storage.reader import BlockReader, prefetch
+from batchdet.storage.registry import fetch_model
+
+WINDOW_BYTES = 1 << 30
+"""Pixels a labeller holds ahead of its detector, whatever `reading.prefetch_blocks` says."""
+
+SHARDS_IN_FLIGHT = 2
+"""Shards a labeller holds: one in the detector, the next already being read, the last still being committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What a labeller anywhere needs to label any shard of a run; small, and goes by pickle."""
+
+    job: JobConfig
+    plan: RunPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What one labeller has.
+
+    Attributes:
+        device: `cpu`, `cuda` or `cuda:<n>`.
+        threads: torch's threads, and reading threads.
+    """
+
+    device: str
+    threads: int
+
+
+class BlockSource(Protocol):
+    """Where the blocks of a shard are read."""
+
+    def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> AbstractContextManager[Iterator[PreparedBlock]]:
+        """Begin to read at once, ahead of the consumer and within bounds; blocks come in plan order."""
+
+
+class Runner(Protocol):
+    """Where the shards of a run are labelled."""
+
+    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        """Label and commit the shards; return when none is left that can be labelled.
+
+        Raises:
+            UserError, RunError: the run cannot go on; committed shards stay.
+        """
+
+
+def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, max_pixels: int) -> PreparedBlock:
+    """Fetch, decode and resize one block: what every reader does, wherever it runs."""
+    started = time.perf_counter()
+    encoded = reader.fetch(refs)
+    seconds = time.perf_counter() - started
+    block = prepare_block(encoded, spec, max_pixels)
+    return replace(block, seconds={**block.seconds, "read": seconds})
+
+
+def cut_blocks(refs: Sequence[ImageRef], block_images: int) -> Iterator[Sequence[ImageRef]]:
+    """The images of a shard in blocks, plan order kept."""
+    for start in range(0, len(refs), block_images):
+        yield refs[start : start + block_images]
+
+
+class ThreadBlocks:
+    """Reads blocks in threads of this process."""
+
+    def __init__(self, job: JobConfig, threads: int) -> None:
+        self._job = job
+        self._threads = threads
+        self._reader = BlockReader(job.storage.source)
+
+    @contextmanager
+    def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> Iterator[Iterator[PreparedBlock]]:
+        """See `BlockSource`."""
+
+        def load(block: Sequence[ImageRef]) -> PreparedBlock:
+            return read_block(self._reader, block, spec, self._job.plan.max_pixels)
+
+        reading = self._job.reading
+        ahead = prefetch(
+            cut_blocks(refs, reading.block_images),
+            load,
+            depth=reading.prefetch_blocks,
+            max_bytes=WINDOW_BYTES,
+            threads=self._threads,
+        )
+        with closing(ahead):
+            yield ahead
+
+
+class ShardLabeller:
+    """One model, loaded once, that labels shard after shard.
+
+    `label` may be called from several threads: reading and committing then overlap the detection of another shard,
+    while detection itself has one thread, so that batches and torch's threads are always the same.
+    """
+
+    def __init__(self, context: RunContext, hardware: Hardware, source: BlockSource | None = None) -> None:
+        job = context.job
+        self._context = context
+        self._output = open_store(job.output, job.storage.output)
+        self._ledger = Ledger(self._output)
+        self._source = source or ThreadBlocks(job, hardware.threads)
+        files = fetch_model(job.model.reference, job.storage.source)
+        self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
+        self._detector = self._detecting.submit(load_detector, job.model, files, hardware.device).result()
+        self._postfilter = PostFilter(job.policy, self._detector.info.categories)
+
+    def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
+        """Label one shard and commit it.
+
+        Args:
+            shard_id: shard of the run's plan.
+            poison: images by URI that are not to be touched, with the failure to record.
+
+        Raises:
+            StorageError: the plan cannot be read or the shard not be committed.
+        """
+        shard = read_shard(self._output, self._context.plan, shard_id)
+        poison = poison or {}
+        outcomes, seconds = self.detect([ref for ref in shard.images if ref.uri not in poison])
+        by_uri = {outcome.ref.uri: outcome for outcome in outcomes} | dict(poison)
+        started = time.perf_counter()
+        report = self._ledger.commit(self._context.plan, shard, [by_uri[ref.uri] for ref in shard.images])
+        seconds["commit"] = time.perf_counter() - started
+        return replace(report, seconds=seconds)
+
+    def detect(self, refs: Sequence[ImageRef]) -> tuple[list[ImageOutcome], dict[str, float]]:
+        """Read and label images without committing; outcomes in order, and busy seconds by stage."""
+        with self._source.blocks(refs, self._detector.info.input_spec) as blocks:
+            return self._detecting.submit(self._detect, blocks).result()
+
+    def _detect(self, blocks: Iterator[PreparedBlock]) -> tuple[list[ImageOutcome], dict[str, float]]:
+        seconds = {"read": 0.0, "decode": 0.0, "idle": 0.0}
+        started = time.perf_counter()
+        outcomes = list(detect_blocks(_accounted(blocks, seconds), self._detector, self._postfilter))
+        seconds["detect"] = time.perf_counter() - started - seconds["idle"]
+        return outcomes, seconds
+
+    def close(self) -> None:
+        """End the detection thread."""
+        self._detecting.shutdown()
+
+
+def _accounted(blocks: Iterator[PreparedBlock], seconds: dict[str, float]) -> Iterator[PreparedBlock]:
+    """The blocks, adding their stage seconds and the time spent waiting for them."""
+    while True:
+        started = time.perf_counter()
+        block = next(blocks, None)
+        seconds["idle"] += time.perf_counter() - started
+        if block is None:
+            return
+        for stage, value in block.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+        yield block
+
+
+class InlineRunner:
+    """Labels every shard in this process: a labeller without an actor."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self._hardware = hardware
+
+    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        """See `Runner`."""
+        if not shard_ids:
+            return
+        with closing(ShardLabeller(context, self._hardware)) as labeller:
+            progress.labellers(alive=1, wanted=1)
+            todo = iter(shard_ids)
+            with ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard") as pool:
+                running = {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, SHARDS_IN_FLIGHT)}
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    running |= {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, len(done))}
+                    for future in done:
+                        progress.shard_committed(future.result())

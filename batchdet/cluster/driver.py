@@ -1,0 +1,277 @@
+"""Shards handed to labellers, dead labellers replaced, killing images isolated. Knows no pixel and no Parquet.
+
+The driver holds shard numbers and reports, nothing that grows with the images of the bucket.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayActorError, RayTaskError
+
+from batchdet.cluster.capacity import Demand, labeller_demand, labellers_that_fit, require_room
+from batchdet.cluster.isolation import Suspect
+from batchdet.cluster.labeller import Labeller
+from batchdet.cluster.session import connected
+from batchdet.errors import BatchdetError, ClusterError, FailureRateError, StorageError
+from batchdet.labelling import SHARDS_IN_FLIGHT, Hardware, RunContext
+from batchdet.progress import Progress
+from batchdet.records import ImageRef, ShardReport
+from batchdet.storage.filesystem import open_store
+from batchdet.storage.plan import read_shard
+
+POLL_SECONDS = 1.0
+"""How long the driver waits for a report before it looks at the cluster again."""
+
+
+class RayRunner:
+    """Labels the shards of a run on a Ray cluster."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        """See `batchdet.labelling.Runner`."""
+        if not shard_ids:
+            return
+        with connected(self._address, progress.log):
+            driver = Driver(context, shard_ids, progress)
+            try:
+                driver.run()
+            finally:
+                driver.dismiss()
+
+
+@dataclass
+class _Member:
+    """One labeller actor: set up or not yet, with the shards it holds."""
+
+    actor: Any
+    is_ready: bool = False
+    shards: set[int] = field(default_factory=set)
+    suspect: Suspect | None = None
+
+    @property
+    def free_places(self) -> int:
+        return 0 if self.suspect or not self.is_ready else SHARDS_IN_FLIGHT - len(self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a result in flight will be the answer to."""
+
+    member: _Member
+    kind: str
+    shard_id: int = -1
+
+
+class Driver:
+    """One run on the cluster the process is connected to."""
+
+    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        self._context = context
+        self._progress = progress
+        self._limits = context.job.limits
+        self._todo: deque[int] = deque(shard_ids)
+        self._suspects: deque[Suspect] = deque()
+        self._attempts: Counter[int] = Counter()
+        self._unfinished = set(shard_ids)
+        self._poisoned: set[str] = set()
+        self._crew: list[_Member] = []
+        self._calls: dict[Any, _Call] = {}
+        self._setup_deaths = 0
+        nodes = _living_nodes()
+        self._demand = labeller_demand(context.job.cluster, nodes)
+        require_room(context.job.cluster, self._demand, nodes)
+
+    def run(self) -> None:
+        """Until every shard is committed or given up.
+
+        Raises:
+            BatchdetError: the run cannot go on.
+        """
+        self._ask_autoscaler(len(self._unfinished))
+        while self._unfinished:
+            self._hire()
+            self._hand_out()
+            self._collect()
+
+    def dismiss(self) -> None:
+        """End every labeller at once."""
+        self._ask_autoscaler(0)
+        for member in self._crew:
+            ray.kill(member.actor)
+        self._crew.clear()
+        self._calls.clear()
+
+    # -- the crew
+
+    def _hire(self) -> None:
+        """Bring the crew to the size the cluster holds now."""
+        wanted = self._wanted()
+        for _ in range(wanted - len(self._crew)):
+            options = {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
+            member = _Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
+            hardware = Hardware(self._demand.device, self._demand.threads)
+            setup = member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
+            self._calls[setup] = _Call(member, "setup")
+            self._crew.append(member)
+        self._progress.labellers(alive=sum(member.is_ready for member in self._crew), wanted=wanted)
+
+    def _wanted(self) -> int:
+        config = self._context.job.cluster.labellers
+        fitting = max(1, labellers_that_fit(self._demand, _living_nodes()))
+        return min(fitting if config == "auto" else config, len(self._unfinished))
+
+    def _ask_autoscaler(self, shards: int) -> None:
+        """Tell an autoscaler, where there is one, what `labellers: auto` could use; a fixed cluster ignores it."""
+        if self._context.job.cluster.labellers != "auto":
+            return
+        bundle = {"CPU": math.ceil(self._demand.cpus)}
+        if self._demand.gpus:
+            bundle["GPU"] = math.ceil(self._demand.gpus)
+        request_resources(bundles=[bundle] * shards)
+
+    def _lose(self, member: _Member) -> None:
+        self._crew = [other for other in self._crew if other is not member]
+        self._calls = {ref: call for ref, call in self._calls.items() if call.member is not member}
+
+    # -- handing out
+
+    def _hand_out(self) -> None:
+        for member in self._crew:
+            if self._suspects and member.free_places == SHARDS_IN_FLIGHT:
+                member.suspect = self._suspects.popleft()
+                self._advance(member, member.suspect)
+        # One shard each before anybody gets a second, and a second only while nobody will want for a first.
+        for held in range(SHARDS_IN_FLIGHT):
+            for member in self._crew:
+                spare = held == 0 or len(self._todo) >= len(self._crew)
+                if self._todo and spare and member.free_places and len(member.shards) == held:
+                    self._send(member, self._todo.popleft())
+
+    def _send(self, member: _Member, shard_id: int) -> None:
+        member.shards.add(shard_id)
+        self._calls[member.actor.label.remote(shard_id)] = _Call(member, "label", shard_id)
+
+    def _advance(self, member: _Member, suspect: Suspect) -> None:
+        refs = suspect.next_probe()
+        if refs is not None:
+            self._calls[member.actor.probe.remote(list(refs))] = _Call(member, "probe", suspect.shard_id)
+            return
+        self._count_poison(suspect)
+        call = member.actor.label.remote(suspect.shard_id, suspect.poison)
+        self._calls[call] = _Call(member, "label", suspect.shard_id)
+
+    def _count_poison(self, suspect: Suspect) -> None:
+        self._poisoned |= suspect.poison.keys()
+        allowed = self._limits.max_failure_rate * self._context.plan.num_planned
+        if len(self._poisoned) > max(1.0, allowed):
+            raise FailureRateError(
+                f"{len(self._poisoned)} images end the process that labels them, more than "
+                f"limits.max_failure_rate {self._limits.max_failure_rate:g} allows; last: {max(self._poisoned)}"
+            )
+
+    # -- collecting
+
+    def _collect(self) -> None:
+        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
+        for ref in done:
+            call = self._calls.pop(ref, None)
+            if call is not None:
+                self._settle(call, ref)
+
+    def _settle(self, call: _Call, ref: Any) -> None:
+        try:
+            answer = ray.get(ref)
+        except RayActorError as error:
+            self._labeller_died(call, error)
+        except RayTaskError as error:
+            self._labeller_refused(call, error)
+        else:
+            self._succeeded(call, answer)
+
+    def _succeeded(self, call: _Call, answer: ShardReport | None) -> None:
+        member = call.member
+        if call.kind == "setup":
+            member.is_ready = True
+            self._setup_deaths = 0
+        elif call.kind == "probe" and member.suspect:
+            member.suspect.probed(survived=True)
+            self._advance(member, member.suspect)
+        elif answer is not None:
+            self._finish(member, call.shard_id)
+            self._progress.shard_committed(answer)
+
+    def _finish(self, member: _Member, shard_id: int) -> None:
+        member.shards.discard(shard_id)
+        member.suspect = None
+        self._unfinished.discard(shard_id)
+
+    def _labeller_refused(self, call: _Call, error: RayTaskError) -> None:
+        """An exception, not a death: storage trouble leaves the shard for another try, anything else ends the run."""
+        cause = error.cause
+        if call.kind == "setup" or not isinstance(cause, StorageError):
+            raise cause if isinstance(cause, BatchdetError) else error
+        call.member.shards.discard(call.shard_id)
+        call.member.suspect = None
+        self._attempts[call.shard_id] += 1
+        if self._attempts[call.shard_id] < self._limits.max_attempts_per_shard:
+            self._todo.append(call.shard_id)
+            return
+        self._give_up(call.shard_id, str(cause))
+
+    def _give_up(self, shard_id: int, reason: str) -> None:
+        self._unfinished.discard(shard_id)
+        self._progress.log(f"shard {shard_id} stays open: {reason}")
+
+    def _labeller_died(self, call: _Call, error: RayActorError) -> None:
+        member = call.member
+        self._lose(member)
+        lost_node = error.preempted or "node has died" in str(error)
+        where = f"shards {sorted(member.shards)}" if member.shards else call.kind
+        self._progress.log(f"a labeller died ({'its node was lost' if lost_node else 'process ended'}) with {where}")
+        if call.kind == "setup":
+            self._count_setup_death(error)
+        elif member.suspect:
+            self._suspect_died(member.suspect, call.kind, lost_node)
+        for shard_id in sorted(member.shards):
+            self._attempts[shard_id] += 0 if lost_node else 1
+            if self._attempts[shard_id] < self._limits.max_attempts_per_shard:
+                self._todo.append(shard_id)
+            else:
+                self._suspects.append(Suspect(shard_id))
+
+    def _count_setup_death(self, error: RayActorError) -> None:
+        self._setup_deaths += 1
+        if self._setup_deaths >= self._limits.max_attempts_per_shard:
+            raise ClusterError(
+                f"{self._setup_deaths} labellers in turn died while loading the model: {_reason(error)}"
+            ) from error
+
+    def _suspect_died(self, suspect: Suspect, kind: str, lost_node: bool) -> None:
+        if not lost_node:
+            if kind == "probe":
+                suspect.probed(survived=False)
+            else:
+                suspect.died_whole(self._images_of(suspect.shard_id))
+        if suspect.rounds > self._limits.max_attempts_per_shard:
+            self._give_up(suspect.shard_id, "it ends labellers even without the images found to do so")
+        else:
+            self._suspects.appendleft(suspect)
+
+    def _images_of(self, shard_id: int) -> Sequence[ImageRef]:
+        job = self._context.job
+        return read_shard(open_store(job.output, job.storage.output), self._context.plan, shard_id).images
+
+
+def _living_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _reason(error: RayActorError) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,221 @@
+"""The story of a run: open or resume it, have its shards labelled, close it. Knows no Ray and no pixels."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+
+import pyarrow as pa
+
+from batchdet import __version__
+from batchdet.config import JobConfig, canonical_json
+from batchdet.engine.checkpoint import load_detector
+from batchdet.engine.postfilter import PostFilter
+from batchdet.errors import ConfigError, FailureRateError, InterruptedRunError, OpenShardsError, RunError
+from batchdet.labelling import RunContext
+from batchdet.progress import Progress
+from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
+from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.ledger import Ledger
+from batchdet.storage.listing import list_images
+from batchdet.storage.plan import PlanHeader, RunPlan, count_plan, make_plan, new_run_id
+from batchdet.storage.registry import fetch_model
+
+RECORDED_VERSIONS = ("ray", "torch", "torchvision", "pyarrow", "pillow", "numpy", "fsspec")
+
+
+class Runner(Protocol):
+    """Where the shards of a run are labelled."""
+
+    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        """Label and commit the shards; return when none is left that can be labelled.
+
+        Raises:
+            UserError, RunError: the run cannot go on; committed shards stay.
+        """
+
+
+def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run: bool = False) -> RunRow:
+    """Label every new, changed or failed image of the source, and close the run.
+
+    Args:
+        job: what to label, with what, and where to.
+        runner: where.
+        progress: told what happens.
+        new_run: close an open run as partial first, instead of resuming it.
+
+    Returns:
+        The run's row as written.
+
+    Raises:
+        UserError: the job, the source, the output or the model is unusable; nothing was written.
+        OpenShardsError: shards are left; the same command resumes.
+        FailureRateError: too many images failed; the run stays open.
+        InterruptedRunError: Ctrl-C or SIGTERM.
+    """
+    output = open_store(job.output, job.storage.output)
+    output.require_writable()
+    ledger = Ledger(output)
+    model = describe_model(job)
+    if new_run:
+        _abandon_open_runs(ledger)
+    plan = _open_run(job, output, ledger, model, progress)
+    committed = ledger.committed(plan.run_id)
+    pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
+    progress.planned(plan.run_id, plan.counts, images_done=plan.images_in(committed))
+    budget = _FailureBudget(job.limits.max_failure_rate, plan.counts.num_planned, progress)
+    started = time.monotonic()
+    try:
+        runner.run(RunContext(job, plan), pending, budget)
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedRunError(f"stopped; {_how_to_resume(ledger, plan)}") from interrupt
+    seconds = time.monotonic() - started
+    return _close_run(job, ledger, plan, budget.num_images / seconds if budget.num_images else 0.0)
+
+
+def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
+    """What `label_bucket` would do, counted; writes nothing and loads no model.
+
+    Raises:
+        UserError: the source or the output is unusable.
+    """
+    ledger = Ledger(open_store(job.output, job.storage.output))
+    return count_plan(_listing(job, progress), _known(ledger), job.plan)
+
+
+def describe_model(job: JobConfig) -> ModelInfo:
+    """Load the job's model once on this machine's CPU, and check the policy against its categories.
+
+    Raises:
+        ModelError: the reference, the weights or the categories are unusable.
+        ConfigError: the policy names a category the model does not have.
+    """
+    files = fetch_model(job.model.reference, job.storage.source)
+    info = load_detector(job.model, files, "cpu").info
+    PostFilter(job.policy, info.categories)
+    return info
+
+
+def _open_run(job: JobConfig, output: Store, ledger: Ledger, model: ModelInfo, progress: Progress) -> RunPlan:
+    for plan in ledger.open_runs():
+        _require_same_job(plan, job, model)
+        progress.log(f"resuming run {plan.run_id}")
+        return plan
+    rows = ledger.complete_runs()
+    if rows and rows[0].model_digest != model.digest:
+        progress.log(f"another model than run {rows[0].run_id}: unchanged images keep the labels they have")
+    header = PlanHeader(
+        run_id=new_run_id(datetime.now(UTC), ledger.run_ids()),
+        source=job.source,
+        previous_run_id=rows[0].run_id if rows else None,
+        started_at=datetime.now(UTC),
+        model=model,
+        policy=job.policy.canonical,
+        policy_digest=job.policy.digest,
+        config=canonical_json(job.model_dump(mode="json")),
+        versions=canonical_json(_versions()),
+    )
+    return make_plan(output, header, _listing(job, progress), _known(ledger), job.plan)
+
+
+def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
+    """A run is finished with what it was begun with, or its rows would not be of one kind."""
+    begun = json.loads(plan.header.config)
+    same = {
+        "source": (plan.header.source, job.source),
+        "model": (plan.header.model.digest, model.digest),
+        "model.score_floor": (begun["model"]["score_floor"], job.model.score_floor),
+        "model.precision": (begun["model"]["precision"], job.model.precision),
+        "policy": (plan.header.policy_digest, job.policy.digest),
+    }
+    for field, (then, now) in same.items():
+        if then != now:
+            raise ConfigError(
+                f"{field}: the open run {plan.run_id} was begun with {then}, this job has {now}; finish it with the "
+                "job it was begun with, or close it as partial with --new-run"
+            )
+
+
+def _abandon_open_runs(ledger: Ledger) -> None:
+    for plan in ledger.open_runs():
+        ledger.close(ledger.closing_row(plan, "partial", 0.0))
+
+
+def _close_run(job: JobConfig, ledger: Ledger, plan: RunPlan, images_per_second: float) -> RunRow:
+    num_open = plan.num_shards - len(ledger.committed(plan.run_id))
+    if num_open:
+        raise OpenShardsError(f"{num_open} of {plan.num_shards} shards are open; {_how_to_resume(ledger, plan)}")
+    row = ledger.closing_row(plan, "complete", images_per_second)
+    if row.num_failed > job.limits.max_failure_rate * plan.counts.num_planned:
+        failures = ledger.counts(plan.run_id).failures
+        worst = ", ".join(f"{code} {count}" for code, count in sorted(failures.items(), key=lambda kv: -kv[1])[:3])
+        raise FailureRateError(
+            f"run {plan.run_id}: {row.num_failed} of {plan.counts.num_planned} images failed ({worst}), more than "
+            f"limits.max_failure_rate {job.limits.max_failure_rate:g}; the run stays open: raise the limit and run "
+            "again to accept it, nothing is labelled twice"
+        )
+    ledger.close(row)
+    return row
+
+
+def _how_to_resume(ledger: Ledger, plan: RunPlan) -> str:
+    done = len(ledger.committed(plan.run_id))
+    return (
+        f"run {plan.run_id} has {done} of {plan.num_shards} shards committed; run the same command again to resume"
+    )
+
+
+def _listing(job: JobConfig, progress: Progress) -> Iterator[pa.RecordBatch]:
+    return list_images(job.source, job.storage.source, job.plan.extensions, progress.listing)
+
+
+def _known(ledger: Ledger) -> Iterator[pa.RecordBatch]:
+    return ledger.known_images([row.run_id for row in ledger.complete_runs()])
+
+
+def _versions() -> dict[str, str]:
+    found = {"batchdet": __version__, "python": platform.python_version()}
+    for name in RECORDED_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass
+class _FailureBudget:
+    """Passes progress on, and ends the run once so many images failed that the rest cannot mend the rate."""
+
+    max_failure_rate: float
+    num_planned: int
+    progress: Progress
+    num_images: int = 0
+    num_failed: int = 0
+
+    def shard_committed(self, report: ShardReport) -> None:
+        self.num_images += report.num_images
+        self.num_failed += report.num_failed
+        self.progress.shard_committed(report)
+        if self.num_failed > self.max_failure_rate * self.num_planned:
+            raise FailureRateError(
+                f"{self.num_failed} images failed already, more than limits.max_failure_rate "
+                f"{self.max_failure_rate:g} of {self.num_planned} allows; committed shards stay, raise the limit and "
+                "run again to go on"
+            )
+
+    def listing(self, keys: int) -> None:
+        self.progress.listing(keys)
+
+    def planned(self, run_id: str, counts: PlanCounts, images_done: int) -> None:
+        self.progress.planned(run_id, counts, images_done)
+
+    def labellers(self, alive: int, wanted: int) -> None:
+        self.progress.labellers(alive, wanted)
+
+    def log(self, line: str) -> None:
+        self.progress.log(line)
