@@ -4,9 +4,10 @@
 are labelled: `InlineRunner` here, `batchdet.cluster.driver.RayRunner` on a cluster.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,9 +20,10 @@ from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.pipeline import detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.engine.prepare import prepare_block
+from batchdet.errors import InterruptedRunError, StorageError
 from batchdet.progress import Progress
 from batchdet.records import FailedImage, ImageOutcome, ImageRef, InputSpec, PreparedBlock, ShardReport
-from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan, read_shard
 from batchdet.storage.reader import BlockReader, prefetch
@@ -60,17 +62,6 @@ class BlockSource(Protocol):
 
     def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> AbstractContextManager[Iterator[PreparedBlock]]:
         """Begin to read at once, ahead of the consumer and within bounds; blocks come in plan order."""
-
-
-class Runner(Protocol):
-    """Where the shards of a run are labelled."""
-
-    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
-        """Label and commit the shards; return when none is left that can be labelled.
-
-        Raises:
-            UserError, RunError: the run cannot go on; committed shards stay.
-        """
 
 
 def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, max_pixels: int) -> PreparedBlock:
@@ -129,6 +120,7 @@ class ShardLabeller:
         self._ledger = Ledger(self._output)
         self._source = source or ThreadBlocks(job, hardware.threads)
         files = fetch_model(job.model.reference, job.storage.source)
+        self._stopping = threading.Event()
         self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
         self._detector = self._detecting.submit(load_detector, job.model, files, hardware.device).result()
         self._postfilter = PostFilter(job.policy, self._detector.info.categories)
@@ -160,26 +152,30 @@ class ShardLabeller:
     def _detect(self, blocks: Iterator[PreparedBlock]) -> tuple[list[ImageOutcome], dict[str, float]]:
         seconds = {"read": 0.0, "decode": 0.0, "idle": 0.0}
         started = time.perf_counter()
-        outcomes = list(detect_blocks(_accounted(blocks, seconds), self._detector, self._postfilter))
+        outcomes = list(detect_blocks(self._accounted(blocks, seconds), self._detector, self._postfilter))
         seconds["detect"] = time.perf_counter() - started - seconds["idle"]
         return outcomes, seconds
+
+    def stop(self) -> None:
+        """Make every `label` under way raise InterruptedRunError at its next block."""
+        self._stopping.set()
 
     def close(self) -> None:
         """End the detection thread."""
         self._detecting.shutdown()
 
-
-def _accounted(blocks: Iterator[PreparedBlock], seconds: dict[str, float]) -> Iterator[PreparedBlock]:
-    """The blocks, adding their stage seconds and the time spent waiting for them."""
-    while True:
-        started = time.perf_counter()
-        block = next(blocks, None)
-        seconds["idle"] += time.perf_counter() - started
-        if block is None:
-            return
-        for stage, value in block.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
-        yield block
+    def _accounted(self, blocks: Iterator[PreparedBlock], seconds: dict[str, float]) -> Iterator[PreparedBlock]:
+        """The blocks, adding their stage seconds and the time spent waiting for them."""
+        while not self._stopping.is_set():
+            started = time.perf_counter()
+            block = next(blocks, None)
+            seconds["idle"] += time.perf_counter() - started
+            if block is None:
+                return
+            for stage, value in block.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + value
+            yield block
+        raise InterruptedRunError("stopped")
 
 
 class InlineRunner:
@@ -192,13 +188,24 @@ class InlineRunner:
         """See `Runner`."""
         if not shard_ids:
             return
-        with closing(ShardLabeller(context, self._hardware)) as labeller:
-            progress.labellers(alive=1, wanted=1)
-            todo = iter(shard_ids)
-            with ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard") as pool:
-                running = {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, SHARDS_IN_FLIGHT)}
+        labeller = ShardLabeller(context, self._hardware)
+        progress.labellers(alive=1, wanted=1)
+        todo = iter(shard_ids)
+        with closing(labeller), ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard") as pool:
+            running = {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, SHARDS_IN_FLIGHT)}
+            try:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     running |= {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, len(done))}
                     for future in done:
-                        progress.shard_committed(future.result())
+                        self._settle(future, progress)
+            finally:
+                labeller.stop()
+
+    def _settle(self, future: "Future[ShardReport]", progress: Progress) -> None:
+        try:
+            report = future.result()
+        except StorageError as error:
+            progress.log(f"a shard stays open: {error}")
+        else:
+            progress.shard_committed(report)

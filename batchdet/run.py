@@ -15,7 +15,7 @@ from batchdet import __version__
 from batchdet.config import JobConfig, canonical_json
 from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.postfilter import PostFilter
-from batchdet.errors import ConfigError, FailureRateError, InterruptedRunError, OpenShardsError, RunError
+from batchdet.errors import ConfigError, FailureRateError, InterruptedRunError, OpenShardsError
 from batchdet.labelling import RunContext
 from batchdet.progress import Progress
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
@@ -164,9 +164,7 @@ def _close_run(job: JobConfig, ledger: Ledger, plan: RunPlan, images_per_second:
 
 def _how_to_resume(ledger: Ledger, plan: RunPlan) -> str:
     done = len(ledger.committed(plan.run_id))
-    return (
-        f"run {plan.run_id} has {done} of {plan.num_shards} shards committed; run the same command again to resume"
-    )
+    return f"run {plan.run_id} has {done} of {plan.num_shards} shards committed; run the same command again to resume"
 
 
 def _listing(job: JobConfig, progress: Progress) -> Iterator[pa.RecordBatch]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from batchdet.cluster.capacity import Demand, labeller_demand, labellers_that_fit, require_room
+from batchdet.cluster.capacity import labeller_demand, labellers_that_fit, require_room
 from batchdet.cluster.isolation import Suspect
 from batchdet.cluster.labeller import Labeller
 from batchdet.cluster.session import connected
-from batchdet.errors import BatchdetError, ClusterError, FailureRateError, StorageError
+from batchdet.errors import BatchdetError, ClusterError, FailureRateError, RunError, StorageError
 from batchdet.labelling import SHARDS_IN_FLIGHT, Hardware, RunContext
 from batchdet.progress import Progress
 from batchdet.records import ImageRef, ShardReport
@@ -42,6 +42,10 @@ class RayRunner:
             driver = Driver(context, shard_ids, progress)
             try:
                 driver.run()
+            except RayTaskError:
+                raise
+            except RayError as error:
+                raise RunError(f"the Ray cluster was lost ({_reason(error)}); run the same command again") from error
             finally:
                 driver.dismiss()
 
@@ -137,6 +141,8 @@ class Driver:
         request_resources(bundles=[bundle] * shards)
 
     def _lose(self, member: _Member) -> None:
+        # An actor that cannot be reached may still live; it must not go on beside its replacement.
+        ray.kill(member.actor)
         self._crew = [other for other in self._crew if other is not member]
         self._calls = {ref: call for ref, call in self._calls.items() if call.member is not member}
 
@@ -273,5 +279,5 @@ def _living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _reason(error: RayActorError) -> str:
+def _reason(error: RayError) -> str:
     return " ".join(str(error).split())[:300]

@@ -79,9 +79,7 @@ class _Window:
             self._job.storage.source, list(refs), self._spec, self._job.plan.max_pixels
         )
 
-    def _survivors(
-        self, refs: Sequence[ImageRef], flying: "ray.ObjectRef[PreparedBlock]"
-    ) -> Iterator[PreparedBlock]:
+    def _survivors(self, refs: Sequence[ImageRef], flying: "ray.ObjectRef[PreparedBlock]") -> Iterator[PreparedBlock]:
         """The block; or, where it kills its workers, its parts in order with the killing image failed."""
         try:
             yield ray.get(flying)
