@@ -52,9 +52,7 @@ def _fetch_version(reference: str, options: Mapping[str, Any]) -> ModelFiles:
     uri, _, wanted = reference.partition("@") if "@" in reference.rsplit("/", 1)[-1] else (reference, "", "")
     store = open_store(uri.rstrip("/"), options)
     prefix = "" if store.exists(CARD_NAME) and not wanted else f"{wanted or promoted_version(store)}/"
-    return ModelFiles(
-        weights=_local_copy(store, prefix + WEIGHTS_NAME), card=_local_copy(store, prefix + CARD_NAME)
-    )
+    return ModelFiles(weights=_local_copy(store, prefix + WEIGHTS_NAME), card=_local_copy(store, prefix + CARD_NAME))
 
 
 def promoted_version(store: Store) -> str:
