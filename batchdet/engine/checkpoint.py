@@ -1,0 +1,157 @@
+"""A model reference becomes a detector: weights, categories, thresholds, digest. Knows local files only.
+
+The one place that sets a model's own thresholds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from batchdet.config import ModelConfig
+from batchdet.engine.detector import BACKGROUND, Detector
+from batchdet.engine.families import FAMILIES
+from batchdet.engine.family import Family
+from batchdet.engine.torch_detector import TorchDetector
+from batchdet.engine.weights import digest_weights, plain_weights, read_weights
+from batchdet.errors import ModelError
+from batchdet.records import InputSpec, ModelFiles, ModelInfo
+
+TORCHVISION = "torchvision:"
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+BATCH_IMAGES = {"cpu": 1, "cuda": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    architecture: str
+    categories: tuple[str, ...]
+    weights: Mapping[str, Tensor]
+
+
+def load_detector(model: ModelConfig, files: ModelFiles | None, device: str) -> Detector:
+    """Build the detector a job asks for.
+
+    Args:
+        model: reference, and for a bare file its architecture and categories.
+        files: local files; None for a `torchvision:` reference, whose weights come from torch's hub cache.
+        device: `cpu`, `cuda` or `cuda:0`.
+
+    Raises:
+        ModelError: unknown names, damaged or foreign files, heads that disagree with the categories.
+    """
+    checkpoint = _from_torchvision(model.reference) if files is None else _from_files(model, files)
+    family = FAMILIES[checkpoint.architecture]
+    module = _build(family, checkpoint, model.reference)
+    info = ModelInfo(
+        reference=model.reference,
+        architecture=checkpoint.architecture,
+        categories=checkpoint.categories,
+        digest=digest_weights(checkpoint.architecture, checkpoint.categories, module.state_dict()),
+        input_spec=read_input_spec(module),
+    )
+    family.thresholds(module).score_thresh = model.score_floor
+    place = torch.device(device)
+    return TorchDetector(info, module.to(place), family, BATCH_IMAGES[place.type], PRECISIONS[model.precision])
+
+
+def read_input_spec(model: Any) -> InputSpec:
+    """How a torchvision model's own transform takes pictures."""
+    transform = model.transform
+    # torchvision writes a fixed size as (width, height).
+    fixed = None if transform.fixed_size is None else (int(transform.fixed_size[1]), int(transform.fixed_size[0]))
+    return InputSpec(
+        fixed_size=fixed,
+        min_size=int(transform.min_size[-1]),
+        max_size=int(transform.max_size),
+        size_divisible=int(transform.size_divisible),
+        mean=_channels(transform.image_mean),
+        std=_channels(transform.image_std),
+    )
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _from_torchvision(reference: str) -> _Checkpoint:
+    architecture, _, wanted = reference.removeprefix(TORCHVISION).partition("@")
+    _check_architecture(architecture)
+    choices = torchvision.models.get_model_weights(architecture)
+    names = [choice.name for choice in choices]
+    if wanted not in ("", "DEFAULT", *names):
+        raise ModelError(f"model.reference {reference}: no such weights; {architecture} has {', '.join(names)}")
+    weights = choices[wanted or "DEFAULT"]
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
+    except (URLError, OSError) as error:
+        raise ModelError(f"model.reference {reference}: {weights.url} cannot be downloaded: {error}") from error
+    return _Checkpoint(architecture, tuple(weights.meta["categories"]), plain_weights(state, reference))
+
+
+def _from_files(model: ModelConfig, files: ModelFiles) -> _Checkpoint:
+    card = {} if files.card is None else _read_card(files.card)
+    architecture = model.architecture or card.get("architecture")
+    categories = model.categories or card.get("categories")
+    if not architecture:
+        raise ModelError(f"model.architecture: required for {model.reference}; one of {', '.join(FAMILIES)}")
+    _check_architecture(architecture)
+    if not categories:
+        raise ModelError(
+            f'model.categories: required for {model.reference}; names in label order, "{BACKGROUND}" first'
+        )
+    _check_categories(categories)
+    return _Checkpoint(architecture, tuple(categories), read_weights(files.weights))
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not a model card: {error}") from error
+    if not isinstance(card, dict):
+        raise ModelError(f"{path} is not a model card: expected fields such as architecture")
+    return card
+
+
+def _check_architecture(name: str) -> None:
+    if name not in FAMILIES:
+        raise ModelError(f"unknown architecture {name!r}; known: {', '.join(FAMILIES)}")
+
+
+def _check_categories(categories: Sequence[str]) -> None:
+    if categories[0] != BACKGROUND:
+        raise ModelError(f'model.categories: the first must be "{BACKGROUND}" (label 0), got {categories[0]!r}')
+    twice = sorted({name for name in categories if list(categories).count(name) > 1})
+    if twice:
+        raise ModelError(f"model.categories: named twice: {', '.join(twice)}")
+
+
+def _build(family: Family, checkpoint: _Checkpoint, reference: str) -> nn.Module:
+    try:
+        classes = family.count_classes(checkpoint.weights)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ModelError(f"{reference}: these weights have no heads of {checkpoint.architecture}") from error
+    named = len(checkpoint.categories)
+    if classes != named:
+        raise ModelError(f"{reference}: the checkpoint's heads have {classes} classes, categories names {named}")
+    module = family.build(checkpoint.architecture, classes, checkpoint.weights)
+    try:
+        problems = module.load_state_dict(dict(checkpoint.weights), strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"{reference}: {' '.join(str(error).split())}") from error
+    wrong = {"missing": problems.missing_keys, "unexpected": problems.unexpected_keys}
+    for kind, keys in wrong.items():
+        if keys:
+            raise ModelError(
+                f"{reference} does not fit {checkpoint.architecture}: {len(keys)} {kind} tensors, "
+                f"e.g. {', '.join(keys[:3])}"
+            )
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,41 @@
+"""Boxes between the frames they live in: the resized image and the original. Knows no model.
+
+Shape shorthand: N boxes of a batch, B images. A frame is (height, width) in pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Frame = tuple[int, int]
+
+
+def clip_to_frames(boxes: Tensor, image_index: Tensor, frames: Sequence[Frame]) -> Tensor:
+    """Clamp each box to the frame of its image, as `torchvision.ops.clip_boxes_to_image` does image by image.
+
+    Args:
+        boxes: [N, 4] float32 xyxy.
+        image_index: [N] int64.
+        frames: B frames.
+    """
+    limits = torch.tensor([(w, h, w, h) for h, w in frames], dtype=boxes.dtype, device=boxes.device).reshape(-1, 4)
+    return torch.minimum(boxes.clamp(min=0), limits[image_index])
+
+
+def rescale(boxes: Tensor, image_index: Tensor, sizes: Sequence[Frame], originals: Sequence[Frame]) -> Tensor:
+    """Map boxes from each resized frame to its original one, with the float32 ratio of torchvision's `resize_boxes`.
+
+    Args:
+        boxes: [N, 4] float32 xyxy in the resized frames.
+        image_index: [N] int64.
+        sizes: B resized frames.
+        originals: B original frames.
+
+    Returns:
+        [N, 4] float32, clipped to the original frames: the product may pass a border by a rounding.
+    """
+    resized = torch.tensor(sizes, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
+    original = torch.tensor(originals, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
+    ratio = (original / resized)[:, [1, 0, 1, 0]]
+    return clip_to_frames(boxes * ratio[image_index], image_index, originals)

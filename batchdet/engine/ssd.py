@@ -1,0 +1,136 @@
+"""The SSD family: default boxes, one vectorised pass from head outputs to detections. Knows no files and no policy.
+
+Shape shorthand: B images, A default boxes an image, C classes with the background, N entries (default box, class).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from batchdet.engine.detections import Detections
+from batchdet.engine.detector import Batch
+from batchdet.engine.family import Thresholds
+from batchdet.engine.frames import Frame, clip_to_frames, rescale
+from batchdet.engine.nms import any_per_image, competing_frame, order_by_segment, rank_in_segment, segment_nms
+
+LOGIT_MARGIN = 1e-4
+"""Slack of the filter on logits: float32 softmax and logsumexp differ by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutputs:
+    """What the network says of a batch.
+
+    Attributes:
+        offsets: [B, A, 4] float32, box codes relative to the default boxes.
+        logits: [B, A, C] float32; class 0 is the background.
+        default_boxes: [A, 4] float32 xyxy pixels of the resized frame.
+    """
+
+    offsets: Tensor
+    logits: Tensor
+    default_boxes: Tensor
+
+
+class SSDFamily:
+    """`torchvision.models.detection.SSD` and its builders."""
+
+    def build(self, architecture: str, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
+        """The builder's model; see `Family.build`."""
+        model: nn.Module = torchvision.models.get_model(
+            architecture, weights=None, weights_backbone=None, num_classes=num_classes
+        )
+        return model
+
+    def count_classes(self, weights: Mapping[str, Tensor]) -> int:
+        """Rows of the first classification layer per default box; see `Family.count_classes`."""
+        anchors = _first_head_rows(weights, "regression_head") // 4
+        return _first_head_rows(weights, "classification_head") // anchors
+
+    def thresholds(self, model: Any) -> Thresholds:
+        """The model itself."""
+        return cast(Thresholds, model)
+
+    def detect(self, model: nn.Module, batch: Batch) -> Detections:
+        """Detections of a batch, boxes in the original frames."""
+        found = postprocess(run_network(model, batch), batch.sizes, model)
+        boxes = rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes)
+        return Detections(boxes, found.scores, found.labels, found.image_index, found.capped)
+
+
+def _first_head_rows(weights: Mapping[str, Tensor], head: str) -> int:
+    prefix = f"head.{head}.module_list.0."
+    rows = [tensor.shape[0] for name, tensor in weights.items() if name.startswith(prefix) and name.endswith("bias")]
+    # In SSDlite the depthwise part before the predicting layer has a normalisation with a bias of its own.
+    return rows[-1]
+
+
+def run_network(model: Any, batch: Batch) -> HeadOutputs:
+    """Backbone and heads of a torchvision SSD, its own transform left out."""
+    features = list(model.backbone(batch.pixels).values())
+    outputs = model.head(features)
+    # Default boxes depend on shapes only, so one image stands for all.
+    (default_boxes,) = model.anchor_generator(ImageList(batch.pixels, [batch.sizes[0]]), features)
+    return HeadOutputs(outputs["bbox_regression"].float(), outputs["cls_logits"].float(), default_boxes.float())
+
+
+def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Detections:
+    """From head outputs to detections: `SSD.postprocess_detections` for the whole batch at once.
+
+    Boxes, scores, labels and their order equal torchvision's bit for bit on the CPU; equal scores, whose order
+    torchvision leaves open, come in the order of label, then default box.
+
+    Args:
+        outputs: of B images.
+        sizes: B resized frames.
+        model: holds `score_thresh`, `nms_thresh`, `topk_candidates`, `detections_per_img` and `box_coder`.
+
+    Returns:
+        Detections in the resized frames. `capped`: the top-k of a class or the cap of an image removed entries.
+    """
+    num_images, num_anchors, num_classes = outputs.logits.shape
+    anchors, labels, scores = _confident(outputs.logits, model.score_thresh)
+    segments = torch.div(anchors, num_anchors, rounding_mode="floor") * num_classes + labels
+    order = order_by_segment(segments, scores)
+    anchors, labels, scores, segments = anchors[order], labels[order], scores[order], segments[order]
+    images = torch.div(anchors, num_anchors, rounding_mode="floor")
+
+    below = rank_in_segment(segments) >= model.topk_candidates
+    capped = any_per_image(below, images, num_images)
+    top = ~below
+    anchors, labels, scores, segments, images = anchors[top], labels[top], scores[top], segments[top], images[top]
+
+    codes = outputs.offsets.reshape(-1, 4)[anchors]
+    boxes = model.box_coder.decode_single(codes, outputs.default_boxes[anchors % num_anchors])
+    boxes = clip_to_frames(boxes, images, sizes)
+
+    kept = segment_nms(competing_frame(boxes, labels, images, num_images), segments, model.nms_thresh)
+    found = Detections(boxes, scores, labels, images, capped).select(kept)
+    return _best(found, model.detections_per_img)
+
+
+def _confident(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries whose softmax passes the threshold: default boxes [N] over the batch, labels [N], scores [N]."""
+    num_classes = logits.shape[-1]
+    rows = logits.reshape(-1, num_classes)
+    # A class's score is at most sigmoid(its logit - the background's), so most rows need no softmax.
+    margin = rows[:, 1:].amax(dim=1) - rows[:, 0]
+    likely = (margin > math.log(score_thresh / (1 - score_thresh)) - LOGIT_MARGIN).nonzero().squeeze(1)
+    scores = rows[likely].softmax(dim=-1)[:, 1:]
+    row, label = (scores > score_thresh).nonzero(as_tuple=True)
+    return likely[row], label + 1, scores[row, label]
+
+
+def _best(found: Detections, limit: int) -> Detections:
+    """The highest scores of every image, in order; flags images that lost any."""
+    ordered = found.select(order_by_segment(found.image_index, found.scores))
+    below = rank_in_segment(ordered.image_index) >= limit
+    capped = found.capped | any_per_image(below, ordered.image_index, found.capped.shape[0])
+    best = ordered.select(~below)
+    return Detections(best.boxes, best.scores, best.labels, best.image_index, capped)

@@ -1,0 +1,105 @@
+"""Fixtures for every room: S3 servers, buckets, and a proxy that fails on purpose.
+
+bucket          a fresh bucket on moto's server, and on Ceph's gateway where it is installed; the environment reaches it
+moto_bucket     a fresh bucket on moto's server only; the environment reaches it
+faulty_bucket   a fresh bucket on moto's server seen through `faults`; the environment reaches it through the proxy
+faults          the proxy: `faults.add(Fault("a.jpg", "status", times=2))`, `faults.count("a.jpg", "GET")`
+data_folder     real pictures, where they lie beside the repository
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from tests.servers.ceph import ceph_server, missing_programs
+from tests.servers.faults import FaultProxy, fault_proxy
+from tests.servers.s3 import Bucket, S3Server, moto_server, new_bucket
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the credentials, profiles or endpoints of the person who runs it."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    missing = missing_programs()
+    if missing:
+        pytest.skip(f"Ceph's object gateway is not installed: no {', '.join(missing)}")
+    # Not tmp_path: Unix socket names would grow too long.
+    folder = Path(tempfile.mkdtemp(prefix="ceph-"))
+    try:
+        with ceph_server(folder) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    server: S3Server = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    yield from _reachable(new_bucket(s3_server), monkeypatch)
+
+
+@pytest.fixture
+def moto_bucket(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    yield from _reachable(new_bucket(moto), monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def proxy(moto: S3Server) -> Iterator[FaultProxy]:
+    with fault_proxy(moto.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def faults(proxy: FaultProxy, moto: S3Server) -> Iterator[FaultProxy]:
+    proxy.clear(moto.endpoint)
+    yield proxy
+    proxy.clear(moto.endpoint)
+
+
+@pytest.fixture
+def faulty_bucket(faults: FaultProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    yield from _reachable(new_bucket(moto).behind(faults.endpoint), monkeypatch)
+
+
+def _reachable(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    for name, value in bucket.env.items():
+        monkeypatch.setenv(name, value)
+    # fsspec keeps one filesystem per options, whatever the environment says meanwhile.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield bucket
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real pictures: the folder in BATCHDET_TEST_DATA, or `shared/data` beside the repository."""
+    beside = Path(__file__).parents[1].resolve().parent / "shared" / "data"
+    folder = Path(os.environ.get("BATCHDET_TEST_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set BATCHDET_TEST_DATA")
+    return folder
