@@ -1,0 +1,260 @@
+"""What is done: commit a shard, list committed shards, open and close runs. Knows no pictures and no detector.
+
+Nothing is stored twice: a shard is done when its images file is there, a run when its row is.
+"""
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchdet.errors import NotFoundError, OpenShardsError
+from batchdet.records import ImageOutcome, LabelledImage, RunRow, Shard, ShardReport
+from batchdet.storage.filesystem import Store, mapped_errors
+from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan
+from batchdet.storage.schema import (
+    DETECTIONS_ENCODING,
+    IMAGES_ENCODING,
+    KNOWN,
+    RUNS,
+    RUNS_ENCODING,
+    FileStamp,
+    check_schema_version,
+    encode_table,
+)
+from batchdet.storage.tables import count_failures, shard_tables
+
+_SHARD_FILE = re.compile(r"shard-(\d{5,})\.parquet")
+_READ_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    """What the committed images files of a run add up to.
+
+    Attributes:
+        num_shards: committed.
+        num_labelled: images with status labelled, the empty ones included.
+        num_empty: labelled images without an accepted detection.
+        num_detections: accepted detections.
+        failures: count by `stage:code`.
+    """
+
+    num_shards: int
+    num_images: int
+    num_labelled: int
+    num_empty: int
+    num_failed: int
+    num_detections: int
+    failures: dict[str, int]
+
+
+class Ledger:
+    """The runs and committed shards of one output folder; holds no state of its own."""
+
+    def __init__(self, output: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._output = output
+        self._clock = clock
+
+    def run_rows(self) -> list[RunRow]:
+        """Every closed run, newest first.
+
+        Raises:
+            SchemaVersionError: a run was written with another schema version.
+        """
+        names = [f"runs/{run_id}.parquet" for run_id in reversed(self._closed_run_ids())]
+        with ThreadPoolExecutor(_READ_THREADS) as threads:
+            return list(threads.map(self._read_run, names))
+
+    def complete_runs(self) -> list[RunRow]:
+        """Closed runs that have all their shards, newest first."""
+        return [row for row in self.run_rows() if row.status == "complete"]
+
+    def open_runs(self) -> list[RunPlan]:
+        """Plans of the runs that were opened and not closed, newest first.
+
+        Raises:
+            SchemaVersionError: a plan was written with another schema version.
+        """
+        closed = set(self._closed_run_ids())
+        folders = [name.rsplit("/", 1)[-1] for name in self._output.list_folders(PLANS)]
+        plans = []
+        for run_id in sorted(set(folders) - closed, reverse=True):
+            if RUN_ID.fullmatch(run_id):
+                try:
+                    plans.append(read_plan(self._output, run_id))
+                except NotFoundError:
+                    continue  # its planner died before plan.json: the run was never opened
+        return plans
+
+    def run_ids(self) -> list[str]:
+        """Every run id in use, closed, open or only begun, ascending."""
+        begun = {name.rsplit("/", 1)[-1] for name in self._output.list_folders(PLANS)}
+        return sorted({run_id for run_id in begun if RUN_ID.fullmatch(run_id)} | set(self._closed_run_ids()))
+
+    def committed(self, run_id: str) -> set[int]:
+        """Shards of the run whose commit marker is there."""
+        names = (name.rsplit("/", 1)[-1] for name in self._output.list(f"images/run_id={run_id}"))
+        return {int(match.group(1)) for name in names if (match := _SHARD_FILE.fullmatch(name))}
+
+    def commit(self, plan: RunPlan, shard: Shard, outcomes: Sequence[ImageOutcome]) -> ShardReport:
+        """Write the shard's detections, then its images: the commit marker.
+
+        A second commit of the same outcomes overwrites both files with the same rows, `labelled_at` excepted.
+
+        Args:
+            plan: the shard's run.
+            shard: as read from the plan.
+            outcomes: exactly one per image of the shard, in any order.
+
+        Raises:
+            ValueError: the outcomes do not cover the shard.
+            StorageError: the output refused a file; the shard stays open.
+        """
+        begun = time.perf_counter()
+        tables = shard_tables(shard, outcomes, plan.header.model.categories, self._clock())
+        stamp = plan.header.stamp
+        self._output.write_bytes(
+            _shard_name("detections", shard), encode_table(tables.detections, DETECTIONS_ENCODING, stamp)
+        )
+        self._output.write_bytes(_shard_name("images", shard), encode_table(tables.images, IMAGES_ENCODING, stamp))
+        labelled = [outcome for outcome in outcomes if isinstance(outcome, LabelledImage)]
+        return ShardReport(
+            shard_id=shard.shard_id,
+            num_images=len(outcomes),
+            num_labelled=len(labelled),
+            num_empty=sum(not image.accepted.any() for image in labelled),
+            num_detections=sum(int(image.accepted.sum()) for image in labelled),
+            failures=count_failures(outcomes),
+            seconds={"commit": time.perf_counter() - begun},
+        )
+
+    def counts(self, run_id: str) -> RunCounts:
+        """Counts of a run, derived from its committed images files; a file at a time is held per reading thread."""
+        shard_ids = sorted(self.committed(run_id))
+        total = RunCounts(len(shard_ids), 0, 0, 0, 0, 0, {})
+        with ThreadPoolExecutor(_READ_THREADS) as threads:
+            for part in threads.map(lambda shard_id: self._count_shard(run_id, shard_id), shard_ids):
+                total = _add(total, part)
+        return total
+
+    def closing_row(self, plan: RunPlan, status: Literal["complete", "partial"], images_per_second: float) -> RunRow:
+        """The run's row as it stands now, its counts derived from the committed files."""
+        counts = self.counts(plan.run_id)
+        header = plan.header
+        return RunRow(
+            run_id=plan.run_id,
+            status=status,
+            started_at=header.started_at,
+            finished_at=self._clock(),
+            source=header.source,
+            previous_run_id=header.previous_run_id,
+            model=header.model.reference,
+            architecture=header.model.architecture,
+            model_digest=header.model.digest,
+            categories=header.model.categories,
+            policy=header.policy,
+            policy_digest=header.policy_digest,
+            config=header.config,
+            num_listed=plan.counts.num_listed,
+            num_labelled=counts.num_labelled,
+            num_empty=counts.num_empty,
+            num_failed=counts.num_failed,
+            num_unchanged=plan.counts.num_unchanged,
+            num_deleted=0,
+            num_detections=counts.num_detections,
+            images_per_second=images_per_second,
+            versions=header.versions,
+        )
+
+    def close(self, row: RunRow) -> None:
+        """Write the run's row; a run already closed as complete stays as it is.
+
+        Raises:
+            OpenShardsError: the row says complete and shards of the plan are not committed.
+        """
+        name = f"runs/{row.run_id}.parquet"
+        if self._output.exists(name) and self._read_run(name).status == "complete":
+            return
+        if row.status == "complete":
+            open_shards = set(range(read_plan(self._output, row.run_id).num_shards)) - self.committed(row.run_id)
+            if open_shards:
+                raise OpenShardsError(f"run {row.run_id}: {len(open_shards)} shards are open, first {min(open_shards)}")
+        table = pa.Table.from_pylist([asdict(row)], schema=RUNS)
+        stamp = FileStamp(row.run_id, row.model_digest, row.policy_digest)
+        self._output.write_bytes(name, encode_table(table, RUNS_ENCODING, stamp))
+
+    def known_images(self, run_ids: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        """Rows of `schema.KNOWN` of every committed image of these runs, streamed, one file at a time."""
+        for run_id in run_ids:
+            for shard_id in sorted(self.committed(run_id)):
+                columns = [name for name in KNOWN.names if name != "run_id"]
+                table = self._read_columns(_file_name("images", run_id, shard_id), columns)
+                table = table.append_column("run_id", pa.array([run_id] * len(table), pa.string()))
+                yield from table.select(KNOWN.names).cast(KNOWN).to_batches()
+
+    def _closed_run_ids(self) -> list[str]:
+        names = (name.rsplit("/", 1)[-1].removesuffix(".parquet") for name in self._output.list("runs"))
+        return sorted(name for name in names if RUN_ID.fullmatch(name))
+
+    def _read_run(self, name: str) -> RunRow:
+        table = pq.read_table(io.BytesIO(self._output.read_bytes(name)))
+        check_schema_version(table.schema.metadata, self._output.child_uri(name))
+        (values,) = table.select(RUNS.names).to_pylist()
+        return RunRow(**values | {"categories": tuple(values["categories"])})
+
+    def _read_columns(self, name: str, columns: list[str]) -> pa.Table:
+        uri = self._output.child_uri(name)
+        with (
+            mapped_errors(uri),
+            self._output.fs.open(self._output.path(name), "rb", cache_type="none") as stream,
+            pq.ParquetFile(stream, pre_buffer=True) as file,
+        ):
+            check_schema_version(file.schema_arrow.metadata, uri)
+            return file.read(columns=columns)
+
+    def _count_shard(self, run_id: str, shard_id: int) -> RunCounts:
+        columns = ["status", "num_detections", "failure_stage", "failure_code"]
+        table = self._read_columns(_file_name("images", run_id, shard_id), columns)
+        failed = table.filter(pc.equal(table["status"], "failed"))
+        pairs = zip(failed["failure_stage"].to_pylist(), failed["failure_code"].to_pylist(), strict=True)
+        failures: dict[str, int] = {}
+        for stage, code in pairs:
+            failures[f"{stage}:{code}"] = failures.get(f"{stage}:{code}", 0) + 1
+        return RunCounts(
+            num_shards=0,
+            num_images=len(table),
+            num_labelled=_count_true(pc.equal(table["status"], "labelled")),
+            num_empty=_count_true(pc.equal(table["num_detections"], 0)),
+            num_failed=len(failed),
+            num_detections=pc.sum(table["num_detections"]).as_py() or 0,
+            failures=failures,
+        )
+
+
+def _add(left: RunCounts, right: RunCounts) -> RunCounts:
+    failures = dict(left.failures)
+    for key, count in right.failures.items():
+        failures[key] = failures.get(key, 0) + count
+    numbers = {name: value + getattr(right, name) for name, value in asdict(left).items() if name != "failures"}
+    return RunCounts(**numbers, failures=dict(sorted(failures.items())))
+
+
+def _count_true(mask: Any) -> int:
+    return pc.sum(mask).as_py() or 0
+
+
+def _shard_name(table: str, shard: Shard) -> str:
+    return _file_name(table, shard.run_id, shard.shard_id)
+
+
+def _file_name(table: str, run_id: str, shard_id: int) -> str:
+    return f"{table}/run_id={run_id}/shard-{shard_id:05d}.parquet"

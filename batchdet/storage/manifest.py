@@ -1,0 +1,240 @@
+"""Manifest files: someone else's list of images, as Parquet, CSV, JSON lines, text or S3 Inventory. Reads no image.
+
+A table needs a column image_uri; etag, size_bytes and last_modified are used where present. A text file holds one URI
+a line. A URI without scheme is a path beside the manifest, or an absolute local path. An S3 Inventory is named by its
+`manifest.json`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from batchdet.errors import SourceError
+from batchdet.storage.filesystem import Store, mapped_errors, open_store
+from batchdet.storage.schema import LISTING, UTC_TIMESTAMP
+
+_ENDINGS = re.compile(
+    r"\.(parquet|csv|csv\.gz|jsonl|jsonl\.gz|ndjson|txt|txt\.gz)$|(^|/)manifest\.json$", re.IGNORECASE
+)
+_ROWS = 10_000
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_INVENTORY_COLUMNS = {
+    "Bucket": "bucket",
+    "Key": "key",
+    "IsLatest": "is_latest",
+    "IsDeleteMarker": "is_delete_marker",
+    "Size": "size",
+    "LastModifiedDate": "last_modified_date",
+    "ETag": "e_tag",
+}
+
+
+def is_manifest(source: str) -> bool:
+    """Whether the source is named like a manifest."""
+    return _ENDINGS.search(source) is not None
+
+
+def read_manifest(
+    source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Callable[[int], None]
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a manifest as batches of `schema.LISTING`, streamed; a URI named twice comes twice.
+
+    Args:
+        source: the file.
+        options: fsspec storage options.
+        on_progress: called after each page with the rows seen so far.
+        extensions: endings that count in an S3 Inventory; any other manifest is taken as it is.
+
+    Raises:
+        SourceError: it is not what its name says, or has no column image_uri (names the columns found).
+        StorageError: it cannot be read.
+    """
+    store = open_store(source, options)
+    with mapped_errors(store.uri):
+        if not store.fs.isfile(store.root):
+            raise SourceError(f"source {source}: no such manifest file")
+    inventory = source.lower().endswith("manifest.json")
+    pages = _inventory_pages(store, options) if inventory else _manifest_pages(store)
+    endings = tuple(f".{extension.lower()}" for extension in extensions)
+    seen = 0
+    for page in pages:
+        seen += page.num_rows
+        on_progress(seen)
+        if inventory:
+            wanted = [uri.lower().endswith(endings) for uri in page.column("image_uri").to_pylist()]
+            page = page.filter(pa.array(wanted, pa.bool_()))
+        yield page
+
+
+def _manifest_pages(store: Store) -> Iterator[pa.RecordBatch]:
+    folder = str(store.fs.unstrip_protocol(store.root.rpartition("/")[0]))
+    for raw in _raw_pages(store):
+        with _named_errors(store.uri):
+            if "image_uri" not in raw.schema.names:
+                raise SourceError(f"manifest {store.uri}: no column image_uri; found: {', '.join(raw.schema.names)}")
+            uris = raw.column("image_uri").cast(pa.string()).to_pylist()
+            if None in uris:
+                raise SourceError(f"manifest {store.uri}: a row has no image_uri")
+            yield _page([_full_uri(uri, folder) for uri in uris], raw, ("etag", "size_bytes", "last_modified"))
+
+
+def _inventory_pages(store: Store, options: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    with mapped_errors(store.uri):
+        data = store.fs.cat_file(store.root)
+    try:
+        tree = json.loads(data)
+        names = [_INVENTORY_COLUMNS.get(name.strip(), name.strip()) for name in tree["fileSchema"].split(",")]
+        bucket = tree["destinationBucket"].rpartition(":")[2]
+        kind, keys = tree["fileFormat"], [entry["key"] for entry in tree["files"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"source {store.uri}: not the manifest of an S3 Inventory ({error!r})") from error
+    if kind not in ("CSV", "Parquet"):
+        raise SourceError(f"source {store.uri}: an S3 Inventory as {kind} is not read; order CSV or Parquet")
+    for key in keys:
+        part = open_store(f"s3://{bucket}/{key}", options)
+        raw_pages = _csv_pages(part, names) if kind == "CSV" else _parquet_pages(part)
+        for raw in raw_pages:
+            with _named_errors(part.uri):
+                yield _inventory_page(_current(raw), encoded=kind == "CSV")
+
+
+def _current(raw: pa.RecordBatch) -> pa.RecordBatch:
+    """Only current versions of a versioned bucket, no delete markers."""
+    for name, keep in (("is_latest", "true"), ("is_delete_marker", "false")):
+        if name in raw.schema.names:
+            raw = raw.filter(pc.equal(pc.utf8_lower(raw.column(name).cast(pa.string())), keep))
+    return raw
+
+
+def _inventory_page(raw: pa.RecordBatch, *, encoded: bool) -> pa.RecordBatch:
+    keys = raw.column("key").to_pylist()
+    if encoded:
+        keys = [unquote_plus(key) for key in keys]
+    buckets = raw.column("bucket").to_pylist()
+    uris = [f"s3://{bucket}/{key}" for bucket, key in zip(buckets, keys, strict=True)]
+    return _page(uris, raw, ("e_tag", "size", "last_modified_date"))
+
+
+def _page(uris: list[str], raw: pa.RecordBatch, names: tuple[str, str, str]) -> pa.RecordBatch:
+    """A listed batch of URIs and, where `raw` has them, its columns of etag, size and time."""
+    found = [raw.column(name) if name in raw.schema.names else pa.nulls(len(uris)) for name in names]
+    etag, size, modified = (_blank_to_null(column) for column in found)
+    columns = [
+        pa.array(uris, pa.string()),
+        pc.utf8_trim(etag.cast(pa.string()), '"'),
+        size.cast(pa.int64()),
+        _utc(modified),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=LISTING)
+
+
+def _blank_to_null(column: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(column, ""), None, column) if pa.types.is_string(column.type) else column
+
+
+def _utc(column: pa.Array) -> pa.Array:
+    """Times as UTC; those without a zone are taken as UTC."""
+    if pa.types.is_timestamp(column.type) and column.type.tz is None:
+        return pc.assume_timezone(column, "UTC").cast(UTC_TIMESTAMP, safe=False)
+    if pa.types.is_string(column.type):
+        zoned = pc.if_else(
+            pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"),
+            column,
+            pc.binary_join_element_wise(column, "Z", ""),
+        )
+        return zoned.cast(UTC_TIMESTAMP)
+    return column.cast(UTC_TIMESTAMP, safe=False)
+
+
+def _full_uri(uri: str, folder: str) -> str:
+    scheme = _SCHEME.match(uri)
+    if scheme is None:
+        return f"file://{uri}" if uri.startswith("/") else f"{folder}/{uri.removeprefix('./')}"
+    name = scheme.group().removesuffix("://").lower()
+    if name in ("s3a", "s3n"):
+        return f"s3://{uri[scheme.end() :]}"
+    if name == "memory":
+        return f"memory:///{uri[scheme.end() :].lstrip('/')}"
+    return uri
+
+
+def _raw_pages(store: Store) -> Iterator[pa.RecordBatch]:
+    name = store.root.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return _parquet_pages(store)
+    if name.endswith(".csv"):
+        return _csv_pages(store, None)
+    return _text_pages(store) if name.endswith(".txt") else _json_pages(store)
+
+
+def _parquet_pages(store: Store) -> Iterator[pa.RecordBatch]:
+    with _named_errors(store.uri), store.fs.open(store.root, "rb") as stream, pq.ParquetFile(stream) as file:
+        names = file.schema_arrow.names
+        known = {*LISTING.names, *_INVENTORY_COLUMNS.values()}
+        yield from file.iter_batches(batch_size=_ROWS, columns=[name for name in names if name in known] or names[:1])
+
+
+def _csv_pages(store: Store, names: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Every used column as text: what a column of another kind looks like further down is no concern of ours."""
+    header = names or _csv_header(store)
+    used = [name for name in header if name in LISTING.names or name in _INVENTORY_COLUMNS.values()] or header
+    convert = pyarrow.csv.ConvertOptions(
+        include_columns=used, column_types=dict.fromkeys(used, pa.string()), strings_can_be_null=False
+    )
+    with _named_errors(store.uri), store.fs.open(store.root, "rb", compression="infer") as stream:
+        yield from pyarrow.csv.open_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=1 << 20),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=convert,
+        )
+
+
+def _csv_header(store: Store) -> list[str]:
+    with _named_errors(store.uri), store.fs.open(store.root, "rb", compression="infer") as stream:
+        reader = pyarrow.csv.open_csv(stream, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+        return list(reader.schema.names)
+
+
+def _json_pages(store: Store) -> Iterator[pa.RecordBatch]:
+    with _named_errors(store.uri), store.fs.open(store.root, "rb", compression="infer") as stream:
+        yield from pyarrow.json.open_json(
+            stream,
+            read_options=pyarrow.json.ReadOptions(block_size=1 << 20),
+            parse_options=pyarrow.json.ParseOptions(newlines_in_values=False),
+        )
+
+
+def _text_pages(store: Store) -> Iterator[pa.RecordBatch]:
+    with (
+        _named_errors(store.uri),
+        store.fs.open(store.root, "rt", encoding="utf-8", newline="\n", compression="infer") as stream,
+    ):
+        lines: list[str] = []
+        for line in stream:
+            if text := line.rstrip("\r\n"):
+                lines.append(text)
+            if len(lines) == _ROWS:
+                yield pa.record_batch({"image_uri": lines})
+                lines = []
+        if lines:
+            yield pa.record_batch({"image_uri": lines})
+
+
+@contextmanager
+def _named_errors(uri: str) -> Iterator[None]:
+    """Name the manifest where it is not what its name says; storage errors become ours."""
+    with mapped_errors(uri):
+        try:
+            yield
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise SourceError(f"manifest {uri}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,234 @@
+"""The plan of a run: its header, its counts and its shards, written once and read back. Knows no engine, no cluster.
+
+_plans/<run_id>/manifest-<00000>.parquet   images to label, sorted by image_uri; one row group per shard
+_plans/<run_id>/plan.json                  written last: from then on the run is open
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchdet.config import PlanConfig
+from batchdet.errors import OutputError
+from batchdet.records import ImageRef, InputSpec, ModelInfo, Shard
+from batchdet.storage.classify import Classified, PlanCounts, classified
+from batchdet.storage.filesystem import Store, mapped_errors
+from batchdet.storage.schema import LISTING, SCHEMA_VERSION, Encoding, FileStamp, check_version, writer_options
+
+PLANS = "_plans"
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+"""What a run_id looks like."""
+
+_MANIFEST_ROWS = 262_144
+_TIME = "%Y%m%dT%H%M%SZ"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHeader:
+    """What a run is, fixed before its first image is read.
+
+    Attributes:
+        started_at: timezone-aware UTC.
+        policy: canonical JSON.
+        config: the job as JSON, without secrets.
+        versions: JSON of library versions.
+    """
+
+    run_id: str
+    source: str
+    previous_run_id: str | None
+    started_at: datetime
+    model: ModelInfo
+    policy: str
+    policy_digest: str
+    config: str
+    versions: str
+
+    @property
+    def stamp(self) -> FileStamp:
+        """Metadata of every file of the run."""
+        return FileStamp(self.run_id, self.model.digest, self.policy_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """An open or closed run as planned.
+
+    Attributes:
+        counts: listed images by class.
+        num_shards: shards are numbered from 0; none when there is nothing to do.
+        images_per_shard: of every shard but the last.
+        shards_per_file: row groups of every manifest file but the last.
+    """
+
+    header: PlanHeader
+    counts: PlanCounts
+    num_shards: int
+    images_per_shard: int
+    shards_per_file: int
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.header.run_id
+
+
+def new_run_id(now: datetime, previous: Iterable[str] = ()) -> str:
+    """A run id `YYYYMMDDTHHMMSSZ-<8 hex>`, greater than every previous one even if their clock ran ahead."""
+    second = now.astimezone(UTC).replace(microsecond=0)
+    for run_id in previous:
+        second = max(second, run_time(run_id) + timedelta(seconds=1))
+    return f"{second.strftime(_TIME)}-{secrets.token_hex(4)}"
+
+
+def run_time(run_id: str) -> datetime:
+    """The second a run id names, UTC."""
+    return datetime.strptime(run_id[:16], _TIME).replace(tzinfo=UTC)
+
+
+def count_plan(
+    listing: Iterable[pa.RecordBatch], known: Iterable[pa.RecordBatch], plan_config: PlanConfig
+) -> PlanCounts:
+    """What a plan would hold; writes nothing to the output."""
+    with classified(listing, known, plan_config.retry_failed) as result:
+        return result.counts
+
+
+def make_plan(
+    output: Store,
+    header: PlanHeader,
+    listing: Iterable[pa.RecordBatch],
+    known: Iterable[pa.RecordBatch],
+    plan_config: PlanConfig,
+) -> RunPlan:
+    """Write the plan of a run, `plan.json` last; from then on the run is open.
+
+    Args:
+        output: the output folder.
+        header: what the run is.
+        plan_config: how the listing is cut.
+        listing: batches of `schema.LISTING`, in any order.
+        known: batches of `schema.KNOWN`: the rows of complete runs.
+
+    Raises:
+        SourceError: raised by the listing.
+        StorageError: the output refused a file.
+    """
+    with classified(listing, known, plan_config.retry_failed) as result:
+        counts = result.counts
+        plan = RunPlan(
+            header=header,
+            counts=counts,
+            num_shards=-(-counts.num_planned // plan_config.images_per_shard),
+            images_per_shard=plan_config.images_per_shard,
+            shards_per_file=max(1, _MANIFEST_ROWS // plan_config.images_per_shard),
+        )
+        _write_manifests(output, plan, result)
+    output.write_bytes(_plan_name(plan.run_id), _plan_json(plan).encode())
+    return plan
+
+
+def read_plan(output: Store, run_id: str) -> RunPlan:
+    """The plan of a run.
+
+    Raises:
+        NotFoundError: there is no such plan.
+        SchemaVersionError: another schema version wrote it.
+        OutputError: plan.json is damaged.
+    """
+    name = _plan_name(run_id)
+    data = output.read_bytes(name)
+    uri = output.child_uri(name)
+    try:
+        tree = json.loads(data)
+        check_version(str(tree.pop("schema_version")), uri)
+        return _plan_from_json(tree)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{uri} is damaged ({error}); remove {output.child_uri(f'{PLANS}/{run_id}')}") from error
+
+
+def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
+    """One shard of the plan: one row group, read by range.
+
+    Raises:
+        ValueError: the plan has no such shard.
+        NotFoundError, StorageError: its manifest cannot be read.
+    """
+    if not 0 <= shard_id < plan.num_shards:
+        raise ValueError(f"{plan.run_id} has shards 0..{plan.num_shards - 1}, asked for {shard_id}")
+    name = _manifest_name(plan.run_id, shard_id // plan.shards_per_file)
+    with (
+        mapped_errors(output.child_uri(name)),
+        output.fs.open(output.path(name), "rb", cache_type="none") as stream,
+        pq.ParquetFile(stream, pre_buffer=True) as file,
+    ):
+        table = file.read_row_group(shard_id % plan.shards_per_file)
+    columns = [table.column(field.name).to_pylist() for field in LISTING]
+    return Shard(plan.run_id, shard_id, tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
+
+
+def _write_manifests(output: Store, plan: RunPlan, result: Classified) -> None:
+    """Manifest files one after the other: one file of row groups is all that is held in memory."""
+    options = writer_options(LISTING, Encoding(sorted_by=("image_uri",)))
+    schema = LISTING.with_metadata(plan.header.stamp.metadata())
+    shards = result.batches(plan.images_per_shard)
+    for number in range(-(-plan.num_shards // plan.shards_per_file)):
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, schema, **options) as writer:
+            for _ in range(min(plan.shards_per_file, plan.num_shards - number * plan.shards_per_file)):
+                batch = next(shards)
+                writer.write_batch(batch.cast(schema), row_group_size=max(batch.num_rows, 1))
+        output.write_bytes(_manifest_name(plan.run_id, number), sink.getvalue().to_pybytes())
+
+
+def _plan_name(run_id: str) -> str:
+    return f"{PLANS}/{run_id}/plan.json"
+
+
+def _manifest_name(run_id: str, number: int) -> str:
+    return f"{PLANS}/{run_id}/manifest-{number:05d}.parquet"
+
+
+def _plan_json(plan: RunPlan) -> str:
+    header = asdict(plan.header) | {"started_at": plan.header.started_at.isoformat()}
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "header": header,
+        "counts": asdict(plan.counts),
+        "num_shards": plan.num_shards,
+        "images_per_shard": plan.images_per_shard,
+        "shards_per_file": plan.shards_per_file,
+    }
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def _plan_from_json(tree: dict[str, Any]) -> RunPlan:
+    header = tree.pop("header")
+    return RunPlan(
+        header=PlanHeader(
+            **header
+            | {"started_at": datetime.fromisoformat(header["started_at"]), "model": _model_from_json(header["model"])}
+        ),
+        counts=PlanCounts(**tree.pop("counts")),
+        **tree,
+    )
+
+
+def _model_from_json(tree: dict[str, Any]) -> ModelInfo:
+    spec = tree["input_spec"]
+    arrays = {name: tuple(spec[name]) for name in ("mean", "std")}
+    fixed_size = None if spec["fixed_size"] is None else tuple(spec["fixed_size"])
+    return ModelInfo(
+        **tree
+        | {
+            "categories": tuple(tree["categories"]),
+            "input_spec": InputSpec(**spec | arrays | {"fixed_size": fixed_size}),
+        }
+    )

@@ -1,0 +1,194 @@
+"""The tables' columns, their file metadata and how they are encoded. Knows no detector and no place to write to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchdet.errors import OutputError, SchemaVersionError
+
+SCHEMA_VERSION = 1
+"""Version of the output layout; raised only by a change that old readers cannot read."""
+
+UTC_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+LISTING = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("last_modified", UTC_TIMESTAMP),
+    ]
+)
+"""What a listing knows of an image; also the columns of a plan's manifest."""
+
+KNOWN = pa.schema([*LISTING, ("status", pa.string()), ("run_id", pa.string())])
+"""What a plan asks of the images that earlier runs ended with."""
+
+IMAGES = pa.schema(
+    [
+        *LISTING,
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("exif_orientation", pa.int8()),
+        ("status", pa.string()),
+        ("failure_stage", pa.string()),
+        ("failure_code", pa.string()),
+        ("failure_reason", pa.string()),
+        ("num_detections", pa.int32()),
+        ("num_candidates", pa.int32()),
+        ("hit_detection_cap", pa.bool_()),
+        ("content_digest", pa.string()),
+        ("decoder", pa.string()),
+        ("shard_id", pa.int32()),
+        ("labelled_at", UTC_TIMESTAMP),
+    ]
+)
+"""One row per image of a run. A failed image has null counts: how many objects it shows is unknown, not zero."""
+
+DETECTIONS = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("detection_index", pa.int32()),
+        ("label", pa.int32()),
+        ("category", pa.dictionary(pa.int32(), pa.string())),
+        ("score", pa.float32()),
+        ("xmin", pa.float32()),
+        ("ymin", pa.float32()),
+        ("xmax", pa.float32()),
+        ("ymax", pa.float32()),
+        ("image_width", pa.int32()),
+        ("image_height", pa.int32()),
+        ("accepted", pa.bool_()),
+        ("shard_id", pa.int32()),
+    ]
+)
+"""One row per stored detection of a run, accepted or not."""
+
+RUNS = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("status", pa.string()),
+        ("started_at", UTC_TIMESTAMP),
+        ("finished_at", UTC_TIMESTAMP),
+        ("source", pa.string()),
+        ("previous_run_id", pa.string()),
+        ("model", pa.string()),
+        ("architecture", pa.string()),
+        ("model_digest", pa.string()),
+        ("categories", pa.list_(pa.string())),
+        ("policy", pa.string()),
+        ("policy_digest", pa.string()),
+        ("config", pa.string()),
+        ("num_listed", pa.int64()),
+        ("num_labelled", pa.int64()),
+        ("num_empty", pa.int64()),
+        ("num_failed", pa.int64()),
+        ("num_unchanged", pa.int64()),
+        ("num_deleted", pa.int64()),
+        ("num_detections", pa.int64()),
+        ("images_per_second", pa.float64()),
+        ("versions", pa.string()),
+    ]
+)
+"""One row per run; field names are those of `records.RunRow`."""
+
+_VERSION_KEY = b"batchdet.schema_version"
+_ROW_GROUP_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """Who wrote a file; goes into its key-value metadata."""
+
+    run_id: str
+    model_digest: str
+    policy_digest: str
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """The key-value metadata, schema version included."""
+        return {
+            _VERSION_KEY: str(SCHEMA_VERSION).encode(),
+            b"batchdet.run_id": self.run_id.encode(),
+            b"batchdet.model_digest": self.model_digest.encode(),
+            b"batchdet.policy_digest": self.policy_digest.encode(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How one table lies in Parquet.
+
+    Attributes:
+        dictionary: columns of few distinct values; a dictionary on floats costs size and speed.
+        byte_stream_split: float columns.
+        sorted_by: columns the rows are sorted by, all ascending.
+    """
+
+    dictionary: tuple[str, ...] = ()
+    byte_stream_split: tuple[str, ...] = ()
+    sorted_by: tuple[str, ...] = ()
+
+
+IMAGES_ENCODING = Encoding(
+    dictionary=("exif_orientation", "status", "failure_stage", "failure_code", "failure_reason", "decoder", "shard_id"),
+    sorted_by=("image_uri",),
+)
+DETECTIONS_ENCODING = Encoding(
+    dictionary=("image_uri", "label", "category", "image_width", "image_height", "shard_id"),
+    byte_stream_split=("score", "xmin", "ymin", "xmax", "ymax"),
+    sorted_by=("image_uri", "detection_index"),
+)
+RUNS_ENCODING = Encoding()
+
+
+def encode_table(table: pa.Table, encoding: Encoding, stamp: FileStamp) -> bytes:
+    """The table as one Parquet file; equal tables and stamps give equal bytes."""
+    sink = pa.BufferOutputStream()
+    stamped = table.replace_schema_metadata(stamp.metadata())
+    pq.write_table(stamped, sink, row_group_size=_ROW_GROUP_ROWS, **writer_options(table.schema, encoding))
+    return sink.getvalue().to_pybytes()
+
+
+def writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
+    """Options of `pyarrow.parquet.ParquetWriter` for a table of this schema."""
+    return {
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": list(encoding.dictionary),
+        "use_byte_stream_split": list(encoding.byte_stream_split),
+        "sorting_columns": [pq.SortingColumn(schema.get_field_index(name)) for name in encoding.sorted_by],
+        "write_page_index": True,
+    }
+
+
+def check_schema_version(metadata: Mapping[bytes, bytes] | None, uri: str) -> None:
+    """Refuse a file of another schema version.
+
+    Args:
+        metadata: the file's key-value metadata.
+        uri: the file, for the message.
+
+    Raises:
+        SchemaVersionError: it was written with another schema version.
+        OutputError: it was not written by batchdet.
+    """
+    found = (metadata or {}).get(_VERSION_KEY)
+    if found is None:
+        raise OutputError(f"{uri} has no batchdet.schema_version: it is not batchdet's; choose another output folder")
+    check_version(found.decode("utf-8", "replace"), uri)
+
+
+def check_version(found: str, uri: str) -> None:
+    """Refuse a schema version that is not ours, naming both.
+
+    Raises:
+        SchemaVersionError
+    """
+    if found != str(SCHEMA_VERSION):
+        raise SchemaVersionError(
+            f"{uri} has schema version {found}, this batchdet writes {SCHEMA_VERSION}; "
+            "use the batchdet that wrote it, or another output folder"
+        )
