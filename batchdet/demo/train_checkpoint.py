@@ -119,7 +119,9 @@ def new_model() -> SSD:
     return model.to(memory_format=torch.channels_last)
 
 
-def make_batch(pool: Pool, chosen: IntArray, side: int, rng: np.random.Generator) -> tuple[Tensor, list[dict[str, Tensor]]]:
+def make_batch(
+    pool: Pool, chosen: IntArray, side: int, rng: np.random.Generator
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Pictures [B, 3, side, side] normalised for ssdlite, and targets in pixels; turned, mirrored and recoloured.
 
     The drawn categories look the same mirrored and turned by quarters, and no colour belongs to one of them.
@@ -151,7 +153,7 @@ def _resized(planes: Tensor, side: int) -> Tensor:
 
 
 def loss_of(model: SSD, pictures: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
-    """torchvision's SSD loss, without its transform: the pictures are already what the backbone takes."""
+    """Torchvision's SSD loss, without its transform: the pictures are already what the backbone takes."""
     features = list(model.backbone(pictures).values())
     outputs = model.head(features)
     default_boxes = model.anchor_generator(_image_list(pictures), features)
@@ -180,7 +182,9 @@ def evaluate(model: SSD, pool: Pool, side: int) -> TruthScore:
         pictures = _resized(planes, side)
         features = list(model.backbone(pictures).values())
         images = _image_list(pictures)
-        found = model.postprocess_detections(model.head(features), model.anchor_generator(images, features), images.image_sizes)
+        found = model.postprocess_detections(
+            model.head(features), model.anchor_generator(images, features), images.image_sizes
+        )
         for number, detections in enumerate(found, start=start):
             truth[str(number)] = ImageTruth(pool.boxes[number] * np.float32(side), pool.labels[number])
             findings[str(number)] = ImageFindings(

@@ -84,7 +84,9 @@ def score_against_truth(
     rows = [row for name, found in findings.items() for row in _rows(numbers[name], found)]
     precision = _precision(gold, rows)
     by_category = {
-        name: _mean(precision[:, :, place]) for place, name in enumerate(categories[1:]) if (precision[:, :, place] > -1).any()
+        name: _mean(precision[:, :, place])
+        for place, name in enumerate(categories[1:])
+        if (precision[:, :, place] > -1).any()
     }
     return TruthScore(
         map=_mean(precision),

@@ -14,34 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchdet.errors import SourceError
+from batchdet.records import PlanCounts
 from batchdet.storage.schema import KNOWN, LISTING
 
 _MEMORY_LIMIT = "400MB"
 _THREADS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PlanCounts:
-    """How many listed images fell into each class.
-
-    Attributes:
-        num_listed: distinct image URIs: the sum of all the others.
-        num_new: never labelled, or deleted meanwhile.
-        num_changed: etag differs; without an etag on either side, size or time differ.
-        num_failed_retry: failed last time and are tried again.
-        num_unchanged: not in the manifest; failed images that are not retried among them.
-    """
-
-    num_listed: int
-    num_new: int
-    num_changed: int
-    num_failed_retry: int
-    num_unchanged: int
-
-    @property
-    def num_planned(self) -> int:
-        """Images in the manifest."""
-        return self.num_listed - self.num_unchanged
 
 
 @dataclass(frozen=True, slots=True)

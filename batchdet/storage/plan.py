@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from batchdet.config import PlanConfig
 from batchdet.errors import OutputError
-from batchdet.records import ImageRef, InputSpec, ModelInfo, Shard
-from batchdet.storage.classify import Classified, PlanCounts, classified
+from batchdet.records import ImageRef, InputSpec, ModelInfo, PlanCounts, Shard
+from batchdet.storage.classify import Classified, classified
 from batchdet.storage.filesystem import Store, mapped_errors
 from batchdet.storage.schema import LISTING, SCHEMA_VERSION, Encoding, FileStamp, check_version, writer_options
 
@@ -78,6 +78,11 @@ class RunPlan:
     def run_id(self) -> str:
         """The run's id."""
         return self.header.run_id
+
+    def images_in(self, shard_ids: Iterable[int]) -> int:
+        """Images of these shards together."""
+        last = self.counts.num_planned - (self.num_shards - 1) * self.images_per_shard
+        return sum(last if shard_id == self.num_shards - 1 else self.images_per_shard for shard_id in shard_ids)
 
 
 def new_run_id(now: datetime, previous: Iterable[str] = ()) -> str:
