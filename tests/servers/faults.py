@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +18,6 @@ from aiohttp import web
 
 Kind = Literal["status", "reset", "reset_midway", "truncate", "hang", "slow", "gather"]
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "trailer", "upgrade"}
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
@@ -100,7 +99,7 @@ class FaultProxy:
     async def _fail(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         match fault.kind:
             case "status":
-                await request.read()
+                await _body(request)
                 return _refusal(fault)
             case "reset":
                 return _reset(request)
@@ -114,7 +113,7 @@ class FaultProxy:
 
     async def _pass(self, request: web.Request, cut: str | None = None) -> web.StreamResponse:
         assert self._session is not None
-        body = await request.read()
+        body = await _body(request)
         headers = [(name, value) for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP]
         url = aiohttp.client.URL(self.upstream + request.raw_path, encoded=True)
         async with self._session.request(
@@ -134,6 +133,13 @@ class FaultProxy:
         if cut and request.transport is not None:
             request.transport.close()
         return response
+
+
+async def _body(request: web.Request) -> bytes:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # type: ignore[attr-defined]
+    return await request.read()
 
 
 def _refusal(fault: Fault) -> web.Response:

@@ -1,0 +1,257 @@
+"""Prepared blocks to one outcome an image, in plan order. Knows no storage, no cluster and no family of models.
+
+Who shares a batch follows from the order of the images alone, never from timing or block borders: images are taken in
+plan order, wait with others of their padded shape, and are detected when the batch is full, when too much waits, or at
+the end of the shard. So a neighbour's padding never reaches an image, and a resumed shard gives the same rows.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from batchdet.engine.detections import Detections
+from batchdet.engine.detector import Batch, Detector
+from batchdet.engine.postfilter import PostFilter, Verdict
+from batchdet.errors import OutOfMemoryError
+from batchdet.records import (
+    FailedImage,
+    ImageFacts,
+    ImageOutcome,
+    ImageRef,
+    LabelledImage,
+    PreparedBlock,
+    PreparedGroup,
+)
+
+MAX_WAITING_BATCHES = 8
+"""Images waiting for others of their shape, in full batches; beyond it the shape that waits longest is detected."""
+MAX_WAITING_BYTES = 1 << 30
+"""The same bound in bytes of pixels."""
+
+_log = logging.getLogger(__name__)
+_Shape = tuple[int, int]
+
+
+@dataclass(slots=True)
+class StageSeconds:
+    """Busy seconds by stage, added up; `idle` is the detector waiting for pixels."""
+
+    read: float = 0.0
+    decode: float = 0.0
+    detect: float = 0.0
+    idle: float = 0.0
+
+    def as_mapping(self) -> dict[str, float]:
+        """By the names ShardReport uses."""
+        return {"read": self.read, "decode": self.decode, "detect": self.detect, "idle": self.idle}
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """One prepared image and its place in the shard."""
+
+    place: int
+    ref: ImageRef
+    facts: ImageFacts
+    group: PreparedGroup
+    index: int
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.group.pixels[self.index].nbytes)
+
+
+@dataclass(slots=True)
+class _Batcher:
+    """Images waiting for others of their padded shape."""
+
+    batch_images: int
+    queues: dict[_Shape, list[_Waiting]] = field(default_factory=dict)
+    safe_images: dict[_Shape, int] = field(default_factory=dict)
+    count: int = 0
+    nbytes: int = 0
+
+    def add(self, image: _Waiting) -> Iterator[list[_Waiting]]:
+        """Take one image; yields the batches this makes due."""
+        height, width = image.group.pixels.shape[2:]
+        shape = (height, width)
+        self.queues.setdefault(shape, []).append(image)
+        self.count += 1
+        self.nbytes += image.nbytes
+        if len(self.queues[shape]) >= self.limit(shape):
+            yield self._take(shape)
+        while self.count > MAX_WAITING_BATCHES * self.batch_images or self.nbytes > MAX_WAITING_BYTES:
+            yield self._take(self._oldest())
+
+    def flush(self) -> Iterator[list[_Waiting]]:
+        """What is left, oldest first."""
+        while self.queues:
+            yield self._take(self._oldest())
+
+    def limit(self, shape: _Shape) -> int:
+        """Images of this shape that go into one forward pass."""
+        return self.safe_images.get(shape, self.batch_images)
+
+    def _oldest(self) -> _Shape:
+        return min(self.queues, key=lambda shape: self.queues[shape][0].place)
+
+    def _take(self, shape: _Shape) -> list[_Waiting]:
+        images = self.queues.pop(shape)
+        self.count -= len(images)
+        self.nbytes -= sum(image.nbytes for image in images)
+        return images
+
+
+def detect_blocks(
+    blocks: Iterable[PreparedBlock],
+    detector: Detector,
+    postfilter: PostFilter,
+    seconds: StageSeconds | None = None,
+) -> Iterator[ImageOutcome]:
+    """Every image of a shard's blocks as exactly one outcome, in plan order.
+
+    A batch the device has no memory for is halved, and batches of that padded shape stay as small for the rest of the
+    shard; an image too large alone becomes a FailedImage of stage `detect`, code `out_of_memory`. An image for which
+    the model gives boxes or scores that are not finite becomes one of code `non_finite`.
+
+    Args:
+        blocks: of one shard, in plan order.
+        detector: gets batches of one padded shape, never of more than `batch_images`.
+        postfilter: the policy.
+        seconds: added to, when given.
+    """
+    seconds = seconds if seconds is not None else StageSeconds()
+    run = _ShardRun(detector, postfilter, seconds, _Batcher(detector.batch_images))
+    for block in _timed(blocks, seconds):
+        run.take(block)
+        yield from run.ready()
+    run.finish()
+    yield from run.ready()
+
+
+@dataclass(slots=True)
+class _ShardRun:
+    detector: Detector
+    postfilter: PostFilter
+    seconds: StageSeconds
+    batcher: _Batcher
+    outcomes: dict[int, ImageOutcome] = field(default_factory=dict)
+    taken: int = 0
+    given: int = 0
+
+    def take(self, block: PreparedBlock) -> None:
+        prepared = {
+            int(position): (group, index) for group in block.groups for index, position in enumerate(group.positions)
+        }
+        for position, (ref, facts) in enumerate(zip(block.refs, block.facts, strict=True)):
+            place = self.taken
+            self.taken += 1
+            if position in block.failed:
+                self.outcomes[place] = block.failed[position]
+                continue
+            group, index = prepared[position]
+            for images in self.batcher.add(_Waiting(place, ref, facts, group, index)):
+                self._detect(images)
+
+    def finish(self) -> None:
+        for images in self.batcher.flush():
+            self._detect(images)
+
+    def ready(self) -> Iterator[ImageOutcome]:
+        while self.given in self.outcomes:
+            yield self.outcomes.pop(self.given)
+            self.given += 1
+
+    def _detect(self, images: Sequence[_Waiting]) -> None:
+        started = time.perf_counter()
+        height, width = images[0].group.pixels.shape[2:]
+        start = 0
+        while start < len(images):
+            part = images[start : start + self.batcher.limit((height, width))]
+            try:
+                verdict, broken = self._forward(part)
+            except OutOfMemoryError as error:
+                start += self._make_smaller(part, (height, width), error)
+                continue
+            for image, outcome in zip(part, _outcomes(part, verdict, broken), strict=True):
+                self.outcomes[image.place] = outcome
+            start += len(part)
+        self.seconds.detect += time.perf_counter() - started
+
+    def _forward(self, images: Sequence[_Waiting]) -> tuple[Verdict, list[int]]:
+        detections, broken = _finite(self.detector.detect(_batch(images, self.detector.device)).cpu())
+        return self.postfilter(detections), broken
+
+    def _make_smaller(self, images: Sequence[_Waiting], shape: _Shape, error: OutOfMemoryError) -> int:
+        """Halve what fits of this shape; returns how many images are done with, which is one when it was alone."""
+        height, width = shape
+        if len(images) == 1:
+            image = images[0]
+            reason = f"one image of {width} x {height} does not fit the device: {error}"
+            self.outcomes[image.place] = FailedImage(image.ref, "detect", "out_of_memory", reason, image.facts)
+            return 1
+        self.batcher.safe_images[shape] = len(images) // 2
+        _log.warning(
+            "out of memory with %d images of %d x %d; going on with %d", len(images), width, height, len(images) // 2
+        )
+        return 0
+
+
+def _timed(blocks: Iterable[PreparedBlock], seconds: StageSeconds) -> Iterator[PreparedBlock]:
+    iterator = iter(blocks)
+    while True:
+        started = time.perf_counter()
+        block = next(iterator, None)
+        seconds.idle += time.perf_counter() - started
+        if block is None:
+            return
+        seconds.read += block.seconds.get("read", 0.0)
+        seconds.decode += block.seconds.get("decode", 0.0)
+        yield block
+
+
+def _batch(images: Sequence[_Waiting], device: torch.device) -> Batch:
+    on_gpu = device.type == "cuda"
+    shape = (len(images), *images[0].group.pixels.shape[1:])
+    # Copied into memory of its own: blocks from an object store are read-only, and pinned memory copies faster.
+    pixels = torch.empty(shape, dtype=torch.float32, pin_memory=on_gpu)
+    np.stack([image.group.pixels[image.index] for image in images], out=pixels.numpy())
+    return Batch(
+        pixels=pixels.to(device, non_blocking=on_gpu),
+        sizes=tuple(_size(image.group.sizes[image.index]) for image in images),
+        original_sizes=tuple(_size(image.group.original_sizes[image.index]) for image in images),
+    )
+
+
+def _size(row: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[int, int]:
+    return int(row[0]), int(row[1])
+
+
+def _finite(detections: Detections) -> tuple[Detections, list[int]]:
+    """The detections of the images whose boxes and scores are all finite, and the other images."""
+    bad = ~(detections.scores.isfinite() & detections.boxes.isfinite().all(dim=1))
+    if not bool(bad.any()):
+        return detections, []
+    broken = torch.unique(detections.image_index[bad])
+    return detections.select(~torch.isin(detections.image_index, broken)), broken.tolist()
+
+
+def _outcomes(images: Sequence[_Waiting], verdict: Verdict, broken: Sequence[int]) -> Iterator[ImageOutcome]:
+    """One outcome an image, in batch order."""
+    found = verdict.detections
+    boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()
+    accepted, capped = verdict.accepted.numpy(), verdict.capped.tolist()
+    edges = np.searchsorted(found.image_index.numpy(), np.arange(len(images) + 1)).tolist()
+    for index, image in enumerate(images):
+        if index in broken:
+            reason = "the model gave boxes or scores that are not finite"
+            yield FailedImage(image.ref, "detect", "non_finite", reason, image.facts)
+            continue
+        rows = slice(edges[index], edges[index + 1])
+        yield LabelledImage(
+            image.ref, image.facts, boxes[rows], scores[rows], labels[rows], accepted[rows], capped[index]
+        )

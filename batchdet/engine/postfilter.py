@@ -1,0 +1,118 @@
+"""Which detections a policy accepts. Knows no model, and drops no candidate.
+
+Shape shorthand: B images of a batch, N detections of all of them together.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor
+
+from batchdet.config import PolicyConfig
+from batchdet.engine.detections import Detections
+from batchdet.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a policy says of a batch.
+
+    Attributes:
+        detections: the same detections in canonical order: image, -score, label, xmin, ymin, xmax, ymax.
+        accepted: [N] bool, passed the policy.
+        capped: [B] bool, a cap of the model or of the policy removed detections.
+    """
+
+    detections: Detections
+    accepted: Tensor
+    capped: Tensor
+
+
+class PostFilter:
+    """A policy bound to the categories of one model."""
+
+    def __init__(self, policy: PolicyConfig, categories: Sequence[str], score_floor: float | None = None) -> None:
+        """Bind the policy.
+
+        Args:
+            policy: thresholds, second NMS, cap and size rule.
+            categories: names in label order; [0] is the background.
+            score_floor: candidates at or below it were never stored; None skips that check.
+
+        Raises:
+            ConfigError: a threshold names an unknown category or lies under the floor; names the field.
+        """
+        self._policy = policy
+        self._thresholds = torch.tensor(_thresholds(policy, categories, score_floor), dtype=torch.float32)
+
+    def __call__(self, detections: Detections) -> Verdict:
+        """Judge a batch, on the device it lies on.
+
+        A score equal to its threshold passes. The second NMS compares only detections that passed the thresholds and
+        the size rule, and drops a box whose IoU with a better accepted one is over `iou_threshold`. The cap comes last.
+        """
+        detections = detections.select(canonical_order(detections))
+        thresholds = self._thresholds.to(detections.scores.device)
+        accepted = detections.scores >= thresholds[detections.labels]
+        sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
+        accepted &= (sides >= self._policy.min_box_side).all(dim=1)
+        if self._policy.iou_threshold is not None:
+            accepted = self._suppress(detections, accepted, self._policy.iou_threshold)
+        capped = detections.capped
+        if self._policy.max_detections is not None:
+            accepted, over = _cap(detections, accepted, self._policy.max_detections)
+            capped = capped | over
+        return Verdict(detections, accepted, capped)
+
+    def _suppress(self, detections: Detections, accepted: Tensor, iou_threshold: float) -> Tensor:
+        segment = detections.image_index
+        if self._policy.nms == "per_class":
+            segment = segment * len(self._thresholds) + detections.labels
+        kept = torch.zeros_like(accepted)
+        index = accepted.nonzero().flatten()
+        for one in torch.unique(segment[index]):
+            members = index[segment[index] == one]
+            keep = torchvision.ops.nms(detections.boxes[members], detections.scores[members], iou_threshold)
+            kept[members[keep]] = True
+        return kept
+
+
+def canonical_order(detections: Detections) -> Tensor:
+    """[N] int64 positions that sort by image, then -score, label, xmin, ymin, xmax, ymax."""
+    keys = [*detections.boxes.flip(1).unbind(1), detections.labels, -detections.scores, detections.image_index]
+    order = torch.arange(len(detections), device=detections.scores.device)
+    for key in keys:
+        order = order[torch.argsort(key[order], stable=True)]
+    return order
+
+
+def _cap(detections: Detections, accepted: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The first `most` accepted of each image, and [B] which images had more."""
+    index = detections.image_index
+    counts = torch.zeros(len(detections.capped), dtype=torch.int64, device=index.device)
+    counts.index_add_(0, index, accepted.to(torch.int64))
+    before = torch.cumsum(counts, 0) - counts
+    rank = torch.cumsum(accepted.to(torch.int64), 0) - before[index]
+    return accepted & (rank <= most), counts > most
+
+
+def _thresholds(policy: PolicyConfig, categories: Sequence[str], score_floor: float | None) -> list[float]:
+    floor = 0.0 if score_floor is None else score_floor
+    if policy.score_threshold < floor:
+        raise ConfigError(_under_floor("policy.score_threshold", policy.score_threshold, floor))
+    known = categories[1:]
+    for name, value in policy.score_thresholds.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else f"the model knows {', '.join(known[:10])}"
+            raise ConfigError(f"policy.score_thresholds.{name}: the model has no such category; {hint}")
+        if value < floor:
+            raise ConfigError(_under_floor(f"policy.score_thresholds.{name}", value, floor))
+    return [policy.score_thresholds.get(name, policy.score_threshold) for name in categories]
+
+
+def _under_floor(field: str, value: float, floor: float) -> str:
+    return f"{field} is {value}, under model.score_floor {floor}: lower the floor or raise the threshold"

@@ -1,0 +1,115 @@
+"""A block of encoded images becomes arrays a detector takes. Knows no detector, no batches and where no byte came from.
+
+Runs in readers, so it needs numpy and Pillow only.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchdet.engine.decode import DecodedImage, decode
+from batchdet.engine.resize import output_size, padded_size, resize_normalised
+from batchdet.errors import DecodeError
+from batchdet.records import (
+    EncodedImage,
+    FailedImage,
+    FloatArray,
+    ImageFacts,
+    InputSpec,
+    PreparedBlock,
+    PreparedGroup,
+)
+
+
+@dataclass(slots=True)
+class _GroupBuilder:
+    """Images of one padded shape, written in place as they come."""
+
+    pixels: FloatArray
+    positions: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    original_sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, position: int, image: DecodedImage, size: tuple[int, int], spec: InputSpec) -> None:
+        height, width = size
+        target = self.pixels[len(self.positions)]
+        resize_normalised(image.pixels, target[:, :height, :width], spec)
+        target[:, height:, :] = 0
+        target[:, :height, width:] = 0
+        self.positions.append(position)
+        self.sizes.append(size)
+        self.original_sizes.append((image.height, image.width))
+
+    def build(self) -> PreparedGroup:
+        return PreparedGroup(
+            pixels=self.pixels[: len(self.positions)],
+            positions=np.array(self.positions, np.int64),
+            sizes=np.array(self.sizes, np.int64),
+            original_sizes=np.array(self.original_sizes, np.int64),
+        )
+
+
+def prepare_block(encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec, max_pixels: int) -> PreparedBlock:
+    """Decode, turn upright, resize, normalise and pad every image of a block as torchvision's transform would.
+
+    An image that cannot be decoded becomes a FailedImage of stage `decode` with the code of its DecodeError, or
+    `degenerate_size` when the model's resize would leave it no pixels (1 × 4000 under an R-CNN). Never raises for
+    an image.
+
+    Args:
+        encoded: the images as read, in plan order; those that could not be read pass through.
+        spec: how the model takes pictures.
+        max_pixels: width × height above which an image is refused before its pixels are decoded.
+    """
+    started = time.perf_counter()
+    builders: dict[tuple[int, int], _GroupBuilder] = {}
+    failed: dict[int, FailedImage] = {}
+    facts: list[ImageFacts] = []
+    for position, image in enumerate(encoded):
+        outcome = image if isinstance(image, FailedImage) else _decode_image(image, spec, max_pixels)
+        if isinstance(outcome, FailedImage):
+            failed[position] = outcome
+            facts.append(outcome.facts)
+            continue
+        decoded, image_facts = outcome
+        facts.append(image_facts)
+        size = output_size(decoded.height, decoded.width, spec)
+        shape = padded_size(*size, spec)
+        if shape not in builders:
+            # Room for all that may follow; memory is only taken where it is written.
+            builders[shape] = _GroupBuilder(np.empty((len(encoded) - position, 3, *shape), np.float32))
+        builders[shape].add(position, decoded, size, spec)
+    return PreparedBlock(
+        refs=tuple(image.ref for image in encoded),
+        facts=tuple(facts),
+        failed=failed,
+        groups=tuple(builder.build() for builder in builders.values()),
+        seconds={"decode": time.perf_counter() - started},
+    )
+
+
+def _decode_image(
+    image: EncodedImage, spec: InputSpec, max_pixels: int
+) -> tuple[DecodedImage, ImageFacts] | FailedImage:
+    digest = "sha256:" + hashlib.sha256(image.data).hexdigest()
+    bytes_facts = ImageFacts(content_digest=digest, size_bytes=len(image.data))
+    try:
+        decoded = decode(image.data, max_pixels)
+    except DecodeError as error:
+        return FailedImage(image.ref, "decode", error.code, error.reason, bytes_facts)
+    facts = ImageFacts(
+        width=decoded.width,
+        height=decoded.height,
+        exif_orientation=decoded.exif_orientation,
+        content_digest=digest,
+        decoder=decoded.decoder,
+        size_bytes=len(image.data),
+    )
+    height, width = output_size(decoded.height, decoded.width, spec)
+    if height < 1 or width < 1:
+        reason = f"{decoded.width} x {decoded.height} would be resized to {width} x {height}"
+        return FailedImage(image.ref, "decode", "degenerate_size", reason, facts)
+    return decoded, facts

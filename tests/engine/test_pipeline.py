@@ -1,0 +1,185 @@
+"""One outcome an image, in order, whatever the block size; batches by shape; out of memory halves."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchdet.config import PolicyConfig
+from batchdet.engine import pipeline
+from batchdet.engine.detections import Detections
+from batchdet.engine.detector import Batch
+from batchdet.engine.pipeline import StageSeconds, detect_blocks
+from batchdet.engine.postfilter import PostFilter
+from batchdet.errors import OutOfMemoryError
+from batchdet.records import (
+    FailedImage,
+    ImageFacts,
+    ImageOutcome,
+    ImageRef,
+    InputSpec,
+    LabelledImage,
+    ModelInfo,
+    PreparedBlock,
+    PreparedGroup,
+)
+
+SPEC = InputSpec(None, 8, 16, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+INFO = ModelInfo("fake", "fake", ("__background__", "spot"), "sha256:0", SPEC)
+SHAPES = ((2, 3), (3, 2), (4, 4))
+
+
+class MeanDetector:
+    """One detection an image whose score is its first pixel and whose box is its original size.
+
+    The box is widened by the batch's padding, so a wrong batch-mate would show.
+    """
+
+    info = INFO
+    device = torch.device("cpu")
+
+    def __init__(self, batch_images: int = 4, fits: int | None = None) -> None:
+        self.batch_images = batch_images
+        self.fits = fits
+        self.batches: list[tuple[int, ...]] = []
+
+    def detect(self, batch: Batch) -> Detections:
+        count = len(batch.sizes)
+        if self.fits is not None and count > self.fits:
+            raise OutOfMemoryError(f"{count} images")
+        self.batches.append(tuple(batch.pixels.shape))
+        boxes = torch.tensor([[0.0, 0.0, width, height] for height, width in batch.original_sizes])
+        boxes = boxes.reshape(count, 4)
+        boxes[:, 2] += batch.pixels.shape[3] / 100
+        scores = batch.pixels[:, 0, 0, 0].clone()
+        index = torch.arange(count)
+        return Detections(boxes, scores, torch.ones(count, dtype=torch.int64), index, torch.zeros(count) > 1)
+
+
+def a_ref(place: int) -> ImageRef:
+    return ImageRef(f"memory://{place:05d}.jpg")
+
+
+def blocks_of(kinds: list[int | None], block_images: int, scores: list[float] | None = None) -> list[PreparedBlock]:
+    """Blocks over images given as a position in SHAPES, or None for one that failed."""
+    scores = scores if scores is not None else [(place % 97 + 1) / 100 for place in range(len(kinds))]
+    blocks = []
+    for start in range(0, len(kinds), block_images):
+        part = kinds[start : start + block_images]
+        refs = tuple(a_ref(start + offset) for offset in range(len(part)))
+        failed = {
+            at: FailedImage(refs[at], "decode", "corrupt", "made") for at, kind in enumerate(part) if kind is None
+        }
+        groups = []
+        for kind in dict.fromkeys(kind for kind in part if kind is not None):
+            positions = [at for at, other in enumerate(part) if other == kind]
+            height, width = SHAPES[kind]
+            pixels = np.zeros((len(positions), 3, height, width), np.float32)
+            for row, at in enumerate(positions):
+                pixels[row, 0, 0, 0] = scores[start + at]
+            pixels.flags.writeable = False
+            sizes = np.tile(np.array([height, width]), (len(positions), 1))
+            groups.append(PreparedGroup(pixels, np.array(positions), sizes, sizes * 10))
+        facts = tuple(ImageFacts(width=start + at) for at in range(len(part)))
+        blocks.append(PreparedBlock(refs, facts, failed, tuple(groups), {"read": 1.0, "decode": 2.0}))
+    return blocks
+
+
+def run(blocks: list[PreparedBlock], detector: MeanDetector, policy: PolicyConfig | None = None) -> list[ImageOutcome]:
+    postfilter = PostFilter(policy or PolicyConfig(), INFO.categories)
+    return list(detect_blocks(blocks, detector, postfilter))
+
+
+def rows(outcomes: list[ImageOutcome]) -> list[tuple[object, ...]]:
+    return [
+        (o.ref.uri, o.boxes.tolist(), o.scores.tolist(), o.labels.tolist(), o.accepted.tolist(), o.facts)
+        if isinstance(o, LabelledImage)
+        else (o.ref.uri, o.stage, o.code)
+        for o in outcomes
+    ]
+
+
+kinds_lists = st.lists(st.one_of(st.none(), st.integers(0, len(SHAPES) - 1)), max_size=60)
+
+
+@given(kinds_lists, st.sampled_from([1, 3, 32]), st.integers(1, 9))
+def test_every_image_has_one_outcome_in_plan_order(kinds: list[int | None], block: int, batch: int) -> None:
+    outcomes = run(blocks_of(kinds, block), MeanDetector(batch))
+    assert [outcome.ref for outcome in outcomes] == [a_ref(place) for place in range(len(kinds))]
+    for kind, outcome in zip(kinds, outcomes, strict=True):
+        if kind is None:
+            assert isinstance(outcome, FailedImage)
+        else:
+            assert isinstance(outcome, LabelledImage)
+            height, width = SHAPES[kind]
+            expected = np.array([[0, 0, width * 10 + width / 100, height * 10]], np.float32)
+            np.testing.assert_array_equal(outcome.boxes, expected)
+
+
+@given(kinds_lists, st.integers(1, 9))
+def test_block_borders_change_neither_rows_nor_batches(kinds: list[int | None], batch: int) -> None:
+    seen = []
+    for block in (1, 3, 32):
+        detector = MeanDetector(batch)
+        seen.append((rows(run(blocks_of(kinds, block), detector)), detector.batches))
+    assert seen[0] == seen[1] == seen[2]
+
+
+@given(kinds_lists, st.integers(1, 9), st.integers(1, 9))
+def test_out_of_memory_loses_no_image(kinds: list[int | None], batch: int, fits: int) -> None:
+    whole = run(blocks_of(kinds, 7), MeanDetector(batch))
+    detector = MeanDetector(batch, fits=fits)
+    assert rows(run(blocks_of(kinds, 7), detector)) == rows(whole)
+    assert all(shape[0] <= fits for shape in detector.batches)
+
+
+def test_a_batch_that_fits_is_remembered_for_its_shape(caplog: pytest.LogCaptureFixture) -> None:
+    detector = MeanDetector(8, fits=3)
+    run(blocks_of([0] * 24, 8), detector)
+    # 8, 4 refused once; then 2 at a time.
+    assert [shape[0] for shape in detector.batches] == [2] * 12
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "out of memory with 8 images of 3 x 2",
+        "out of memory with 4 images of 3 x 2",
+    ]
+
+
+def test_an_image_too_large_alone_fails_and_the_rest_goes_on() -> None:
+    class TallRefuser(MeanDetector):
+        def detect(self, batch: Batch) -> Detections:
+            if batch.pixels.shape[2] == 4:
+                raise OutOfMemoryError("no room")
+            return super().detect(batch)
+
+    outcomes = run(blocks_of([0, 2, 2, 1], 4), TallRefuser())
+    assert [getattr(o, "code", "labelled") for o in outcomes] == [
+        "labelled",
+        "out_of_memory",
+        "out_of_memory",
+        "labelled",
+    ]
+    assert all(o.stage == "detect" for o in outcomes if isinstance(o, FailedImage))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_an_image_with_scores_that_are_not_finite_fails_alone(bad: float) -> None:
+    outcomes = run(blocks_of([0, 0, 0], 3, scores=[0.9, bad, 0.8]), MeanDetector())
+    assert [getattr(o, "code", "labelled") for o in outcomes] == ["labelled", "non_finite", "labelled"]
+
+
+def test_what_waits_is_bounded_and_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MAX_WAITING_BATCHES", 1)
+    detector = MeanDetector(4)
+    outcomes = run(blocks_of([2, 0, 0, 1, 1, 0], 2), detector)
+    assert [outcome.ref for outcome in outcomes] == [a_ref(place) for place in range(6)]
+    # The fifth image is one too many: shape 2, which waits longest, goes alone.
+    assert [shape[0] for shape in detector.batches] == [1, 3, 2]
+
+
+def test_stage_seconds_add_up_over_blocks() -> None:
+    seconds = StageSeconds()
+    list(detect_blocks(blocks_of([0] * 6, 2), MeanDetector(), PostFilter(PolicyConfig(), INFO.categories), seconds))
+    assert (seconds.read, seconds.decode) == (3.0, 6.0)
+    assert seconds.as_mapping().keys() == {"read", "decode", "detect", "idle"}
+    assert seconds.detect > 0

@@ -1,0 +1,185 @@
+"""Blocks of prepared images equal torchvision's own transform, whatever the sizes."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from batchdet.engine.prepare import prepare_block
+from batchdet.engine.resize import output_size, padded_size, resize_normalised
+from batchdet.records import EncodedImage, FailedImage, FloatArray, ImageFacts, ImageRef, InputSpec, PixelArray
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SSD = InputSpec((300, 300), 300, 300, 1, (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
+SSDLITE = InputSpec((320, 320), 320, 320, 1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+OBLONG = InputSpec((240, 416), 240, 416, 1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+RCNN = InputSpec(None, 800, 1333, 32, MEAN, STD)
+RCNN_320 = InputSpec(None, 320, 640, 32, MEAN, STD)
+SMALL_RCNN = InputSpec(None, 37, 61, 8, MEAN, STD)
+NO_LIMIT = 1 << 40
+
+
+def stock(spec: InputSpec) -> GeneralizedRCNNTransform:
+    # torchvision's fixed_size is (width, height).
+    fixed = None if spec.fixed_size is None else spec.fixed_size[::-1]
+    transform = GeneralizedRCNNTransform(
+        spec.min_size,
+        spec.max_size,
+        list(spec.mean),
+        list(spec.std),
+        size_divisible=spec.size_divisible,
+        fixed_size=fixed,
+    )
+    return transform.eval()
+
+
+def stock_input(pixels: PixelArray) -> torch.Tensor:
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
+
+
+def stock_batch(pixels: PixelArray, spec: InputSpec) -> tuple[FloatArray, tuple[int, int]]:
+    images, _ = stock(spec)([stock_input(pixels)])
+    return images.tensors[0].numpy(), images.image_sizes[0]
+
+
+def noise(height: int, width: int, seed: int = 0) -> PixelArray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(pixels: PixelArray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def encoded(name: str, data: bytes) -> EncodedImage:
+    return EncodedImage(ImageRef(f"memory://{name}"), data)
+
+
+def tolerance(spec: InputSpec) -> float:
+    # 1e-6 where std is near 0.25 (values up to 2.6); SSD's std of 1/255 makes values 58 times as large.
+    return 1e-6 * max(1.0, 0.225 / min(spec.std))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spec"),
+    [
+        pytest.param(480, 640, SSDLITE, id="shrink"),
+        pytest.param(480, 640, SSD, id="std 1/255"),
+        pytest.param(480, 640, OBLONG, id="height and width not mixed up"),
+        pytest.param(480, 640, RCNN, id="grow"),
+        pytest.param(1080, 1920, RCNN, id="longer side limits"),
+        pytest.param(1080, 1920, SSDLITE, id="shrink a lot"),
+        pytest.param(2000, 3000, SSDLITE, id="rows far apart"),
+        pytest.param(1333, 1777, RCNN, id="odd ratio"),
+        pytest.param(320, 320, SSDLITE, id="same size"),
+        pytest.param(1, 1, SSDLITE, id="one pixel"),
+        pytest.param(1, 1, RCNN, id="one pixel, square"),
+        pytest.param(2, 3, RCNN, id="a few pixels"),
+        pytest.param(1, 500, RCNN_320, id="one row"),
+        pytest.param(500, 1, SSD, id="one column"),
+        pytest.param(7, 4000, SSDLITE, id="panorama"),
+    ],
+)
+def test_pixels_equal_torchvision(height: int, width: int, spec: InputSpec) -> None:
+    pixels = noise(height, width)
+    expected, size = stock_batch(pixels, spec)
+    block = prepare_block([encoded("a.png", png(pixels))], spec, NO_LIMIT)
+    (group,) = block.groups
+    assert group.pixels.dtype == np.float32
+    assert group.pixels.flags.c_contiguous
+    assert group.pixels.shape == (1, *expected.shape)
+    assert group.sizes.tolist() == [list(size)]
+    assert group.original_sizes.tolist() == [[height, width]]
+    assert np.abs(group.pixels[0] - expected).max() <= tolerance(spec)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([SMALL_RCNN, InputSpec((13, 29), 1, 1, 1, MEAN, STD)]))
+def test_any_small_picture_equals_torchvision(height: int, width: int, spec: InputSpec) -> None:
+    size = output_size(height, width, spec)
+    if min(size) == 0:
+        return
+    pixels = noise(height, width, seed=height * 100 + width)
+    out = np.zeros((3, *padded_size(*size, spec)), np.float32)
+    resize_normalised(pixels, out[:, : size[0], : size[1]], spec)
+    expected, expected_size = stock_batch(pixels, spec)
+    assert size == tuple(expected_size)
+    assert out.shape == expected.shape
+    assert np.abs(out - expected).max() <= tolerance(spec)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([RCNN, RCNN_320, SMALL_RCNN]))
+def test_output_size_is_torchvisions_to_the_pixel(height: int, width: int, spec: InputSpec) -> None:
+    # On the meta device the transform computes shapes only, so real sizes cost nothing.
+    size = output_size(height, width, spec)
+    if min(size) == 0:
+        return
+    resized, _ = stock(spec).resize(torch.empty((3, height, width), device="meta"))
+    assert size == tuple(resized.shape[1:])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 4000), (4000, 1), (2, 3000)])
+def test_a_picture_resized_to_nothing_fails_in_a_row(height: int, width: int) -> None:
+    spec = InputSpec(None, 800, 1333, 32, MEAN, STD)
+    block = prepare_block([encoded("thin.png", png(noise(height, width)))], spec, NO_LIMIT)
+    assert block.groups == ()
+    assert (block.failed[0].stage, block.failed[0].code) == ("decode", "degenerate_size")
+    assert block.failed[0].facts.width == width
+    with pytest.raises(RuntimeError, match="greater than 0"):
+        stock(spec)([stock_input(noise(height, width))])
+
+
+def test_groups_by_padded_shape_keep_order_and_failures() -> None:
+    unread = FailedImage(ImageRef("memory://gone.png"), "read", "not_found", "gone", ImageFacts(size_bytes=None))
+    images = [
+        encoded("wide.png", png(noise(48, 64))),
+        encoded("tall.png", png(noise(64, 48))),
+        unread,
+        encoded("wide2.png", png(noise(96, 128, 1))),
+        encoded("text.png", b"<html>"),
+    ]
+    block = prepare_block(images, RCNN_320, NO_LIMIT)
+    assert [ref.uri for ref in block.refs] == [image.ref.uri for image in images]
+    assert [group.positions.tolist() for group in block.groups] == [[0, 3], [1]]
+    assert [group.pixels.shape for group in block.groups] == [(2, 3, 320, 448), (1, 3, 448, 320)]
+    assert block.failed.keys() == {2, 4}
+    assert block.failed[2] is unread
+    assert (block.failed[4].stage, block.failed[4].code) == ("decode", "not_an_image")
+    assert len(block.facts) == len(images)
+    assert block.facts[0].width == 64
+    assert block.facts[4].content_digest is not None
+    assert block.facts[4].content_digest.startswith("sha256:")
+    assert block.seconds.keys() == {"decode"}
+    assert block.nbytes == 3 * 3 * 320 * 448 * 4
+
+
+def test_padding_is_zero_whatever_the_memory_held() -> None:
+    spec = InputSpec(None, 32, 100, 64, MEAN, STD)
+    images = [encoded(f"{seed}.png", png(noise(40, 50, seed))) for seed in range(4)]
+    (group,) = prepare_block(images, spec, NO_LIMIT).groups
+    assert group.pixels.shape[2:] == (64, 64)
+    assert group.sizes.tolist() == [[32, 40]] * 4
+    assert not group.pixels[:, :, 32:, :].any()
+    assert not group.pixels[:, :, :, 40:].any()
+
+
+def test_exif_is_applied_before_the_resize() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(noise(30, 50)).save(buffer, "JPEG", exif=exif)
+    block = prepare_block([encoded("turned.jpg", buffer.getvalue())], SSDLITE, NO_LIMIT)
+    assert block.groups[0].original_sizes.tolist() == [[50, 30]]
+    assert (block.facts[0].width, block.facts[0].height, block.facts[0].exif_orientation) == (30, 50, 6)
+
+
+def test_an_empty_block_is_empty() -> None:
+    block = prepare_block([], SSD, NO_LIMIT)
+    assert (block.refs, block.facts, block.groups, dict(block.failed)) == ((), (), (), {})
