@@ -70,7 +70,9 @@ def _ink(canvas: Image.Image, rng: np.random.Generator, tones: Tones) -> tuple[i
     return red, green, blue
 
 
-def _stroke(rng: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], ink: tuple[int, int, int]) -> None:
+def _stroke(
+    rng: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], ink: tuple[int, int, int]
+) -> None:
     """A quadratic curve across part of the picture."""
     corners = rng.uniform(-0.1, 1.1, (3, 2)) * size
     steps = np.linspace(0.0, 1.0, 24)[:, None]
@@ -79,7 +81,9 @@ def _stroke(rng: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[int,
     pen.line([(float(x), float(y)) for x, y in curve], fill=ink, width=width, joint="curve")
 
 
-def _specks(rng: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], ink: tuple[int, int, int]) -> None:
+def _specks(
+    rng: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], ink: tuple[int, int, int]
+) -> None:
     """A loose handful of small dots."""
     centre = rng.uniform(0.0, 1.0, 2) * size
     for x, y in centre + rng.normal(0.0, 0.08 * min(size), (int(rng.integers(5, 18)), 2)):
