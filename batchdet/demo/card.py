@@ -1,4 +1,4 @@
-"""Writes a model folder: weights as fp16 safetensors and the card that explains them. Knows no training and no storage."""
+"""Writes a model folder: fp16 weights and the card that explains them. Knows no training and no storage."""
 
 import hashlib
 import json

@@ -236,7 +236,7 @@ def _paint(
 
 
 def _extent(seen: BoolArray) -> tuple[int, int, int, int]:
-    """Xyxy of the true pixels."""
+    """The tight box around the true pixels, xyxy."""
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

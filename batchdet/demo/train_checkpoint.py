@@ -1,7 +1,7 @@
-"""Trains the checkpoint that ships with the demo: `python -m batchdet.demo.train_checkpoint --to FOLDER`. Knows no storage.
+"""Trains the demo's checkpoint: `python -m batchdet.demo.train_checkpoint --to FOLDER`. Knows no storage.
 
 Trains torchvision's ssdlite320 from random weights on drawn scenes with the model's own loss. Most steps see
-small pictures: a fully convolutional detector learns shapes there at a third of the cost, and only the last part
+small pictures: a fully convolutional detector learns shapes there at a fraction of the cost, and only the last part
 of the time is spent at the size it is used at.
 """
 
@@ -49,7 +49,7 @@ class Stage:
     batch_images: int
 
 
-STAGES = (Stage(0.5, 192, 32), Stage(0.7, 256, 24), Stage(1.0, INPUT_SIDE, 16))
+STAGES = (Stage(0.48, 128, 32), Stage(0.7, 192, 32), Stage(1.0, INPUT_SIDE, 16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Recipe:
     scenes: int = 4000
     peak_rate: float = 2e-3
     weight_decay: float = 0.03
-    average: float = 0.998
+    average: float = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _resized(planes: Tensor, side: int) -> Tensor:
 
 
 def loss_of(model: SSD, pictures: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
-    """Torchvision's SSD loss, without its transform: the pictures are already what the backbone takes."""
+    """The SSD loss of torchvision, without its transform: the pictures are already what the backbone takes."""
     features = list(model.backbone(pictures).values())
     outputs = model.head(features)
     default_boxes = model.anchor_generator(_image_list(pictures), features)
@@ -302,8 +302,8 @@ def main() -> None:
     """Draw, train, keep the best under the folder given."""
     parser = argparse.ArgumentParser(description="Train the demo's checkpoint on drawn scenes.")
     parser.add_argument("--to", type=Path, required=True, help="folder for the checkpoints")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="length of the training")
-    parser.add_argument("--scenes", type=int, default=Recipe.scenes, help="different scenes to train on")
+    parser.add_argument("--minutes", type=float, default=40.0, help="length of the training")
+    parser.add_argument("--scenes", type=int, default=4000, help="different scenes to train on")
     parser.add_argument("--threads", type=int, default=1, help="torch threads, and processes for drawing")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

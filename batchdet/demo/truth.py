@@ -134,7 +134,7 @@ def _xywh(box: Sequence[float]) -> list[float]:
 
 
 def _precision(gold: dict[str, list[dict[str, object]]], rows: list[dict[str, object]]) -> FloatArray:
-    """[IoU, recall, category] precision over objects of every size with at most 100 detections an image; -1 undefined."""
+    """Precision [IoU, recall, category] over objects of every size, at most 100 detections an image; -1: undefined."""
     shape = (10, 101, len(gold["categories"]))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
