@@ -1,0 +1,32 @@
+"""Rows of a local output, read back for comparison."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WHEN = ("labelled_at",)
+"""Columns that say when an image was labelled, not what was found."""
+
+
+def rows_of(output: Path, table: str) -> pa.Table:
+    """Every committed row of `images` or `detections`, sorted, without the columns that say when."""
+    files = sorted(output.glob(f"{table}/run_id=*/shard-*.parquet"))
+    read = pa.concat_tables(pq.read_table(path, partitioning=None) for path in files)
+    keys = [("image_uri", "ascending")] + ([("detection_index", "ascending")] if table == "detections" else [])
+    return read.drop_columns([name for name in WHEN if name in read.column_names]).sort_by(keys)
+
+
+def num_committed(output: Path) -> int:
+    """Commit markers of a local output."""
+    return len(list(output.glob("images/run_id=*/shard-*.parquet")))
+
+
+def assert_same_rows(output: Path, expected: Path) -> None:
+    """Bit for bit the same images and detections, each image once."""
+    for table in ("images", "detections"):
+        got, wanted = rows_of(output, table), rows_of(expected, table)
+        assert got.num_rows == wanted.num_rows, table
+        assert got.equals(wanted), table
+    uris = rows_of(output, "images")["image_uri"].to_pylist()
+    assert len(uris) == len(set(uris))
