@@ -82,7 +82,10 @@ def ray_cluster() -> Iterator[None]:
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": "tests.contract.deadly.install"},
+        runtime_env={
+            "worker_process_setup_hook": "tests.contract.deadly.install",
+            "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},
+        },
     )
     yield
     ray.shutdown()
