@@ -1,0 +1,163 @@
+"""A block of references becomes ordered bytes in one bulk read, and blocks are read ahead. Knows nothing of pixels."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import fsspec
+import fsspec.asyn
+
+from batchdet.errors import StorageError
+from batchdet.records import EncodedImage, FailedImage, ImageRef
+from batchdet.storage.filesystem import MAX_CONNECTIONS, open_filesystem
+from batchdet.storage.foreign import mapped_errors
+from batchdet.storage.location import Location, locate
+from batchdet.storage.patience import PATIENCE, Patience
+
+READ_THREADS = 16
+"""Objects read at once where a filesystem has no asynchronous reads."""
+
+
+class HasBytes(Protocol):
+    """What prefetch keeps count of."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+
+
+Block = TypeVar("Block")
+Loaded = TypeVar("Loaded", bound=HasBytes)
+Read = EncodedImage | FailedImage
+_Job = tuple[ImageRef, Location]
+
+
+class BlockReader:
+    """Reads blocks of images. Holds options only: picklable, usable from threads and after a fork.
+
+    Args:
+        options: fsspec storage options of the filesystems that are not local.
+        patience: how long one image is waited for.
+    """
+
+    def __init__(self, options: Mapping[str, Any], patience: Patience = PATIENCE) -> None:
+        self._options = dict(options)
+        self._patience = patience
+
+    def fetch(self, refs: Sequence[ImageRef]) -> list[Read]:
+        """Read all objects at once, one request each: one outcome per reference, in the given order.
+
+        An object that cannot be read is a FailedImage of stage `read`, with the code of the storage error; transient
+        faults were retried before. An empty object is an EncodedImage without bytes.
+        """
+        outcomes: dict[int, Read] = {}
+        jobs: dict[Hashable, list[tuple[int, _Job]]] = {}
+        for position, ref in enumerate(refs):
+            try:
+                location = locate(ref.uri)
+            except StorageError as error:
+                outcomes[position] = _failed(ref, error)
+            else:
+                key = (location.protocol, frozenset(location.options.items()))
+                jobs.setdefault(key, []).append((position, (ref, location)))
+        for same in jobs.values():
+            read = self._fetch_alike([job for _, job in same])
+            outcomes.update(zip((position for position, _ in same), read, strict=True))
+        return [outcomes[position] for position in range(len(refs))]
+
+    def _fetch_alike(self, jobs: Sequence[_Job]) -> list[Read]:
+        first_ref, where = jobs[0]
+        try:
+            with mapped_errors(first_ref.uri):
+                fs = open_filesystem(where.protocol, {**where.options, **self._options})
+        except StorageError as error:
+            return [_failed(ref, error) for ref, _ in jobs]
+        if isinstance(fs, fsspec.asyn.AsyncFileSystem):
+            found: list[Read] = fsspec.asyn.sync(fs.loop, self._gather, fs, jobs)
+            return found
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="batchdet-read") as pool:
+            return list(pool.map(lambda job: self._read(fs, job), jobs))
+
+    async def _gather(self, fs: fsspec.asyn.AsyncFileSystem, jobs: Sequence[_Job]) -> list[Read]:
+        free = asyncio.Semaphore(MAX_CONNECTIONS)
+
+        async def read(job: _Job) -> Read:
+            async with free:
+                return await self._read_async(fs, job)
+
+        return list(await asyncio.gather(*map(read, jobs)))
+
+    async def _read_async(self, fs: fsspec.asyn.AsyncFileSystem, job: _Job) -> Read:
+        ref, location = job
+
+        async def read() -> bytes:
+            with mapped_errors(ref.uri):
+                return bytes(await fs._cat_file(location.path))
+
+        try:
+            return EncodedImage(ref, await self._patience.run_async(read))
+        except StorageError as error:
+            return _failed(ref, error)
+
+    def _read(self, fs: fsspec.AbstractFileSystem, job: _Job) -> Read:
+        ref, location = job
+
+        def read() -> bytes:
+            with mapped_errors(ref.uri):
+                return bytes(fs.cat_file(location.path))
+
+        try:
+            return EncodedImage(ref, self._patience.run(read))
+        except StorageError as error:
+            return _failed(ref, error)
+
+
+def prefetch(
+    blocks: Iterable[Block], load: Callable[[Block], Loaded], depth: int, max_bytes: int, threads: int = 1
+) -> Generator[Loaded, None, None]:
+    """Load blocks ahead of their use, in threads, and give them in order.
+
+    At most `depth` blocks are loaded or loading beyond the one in use, and at most `max_bytes` held by them, each
+    still loading taken for as large as the largest so far; one block is always let through. An exception of `load`
+    or of `blocks` is raised in its place. Closing the generator ends the threads.
+
+    Args:
+        blocks: taken one by one, in the consumer's thread.
+        load: called in the threads.
+        depth: at least 1.
+        max_bytes: at least 1.
+        threads: at least 1; more than `depth` are of no use.
+    """
+    ahead: deque[Future[Loaded]] = deque()
+    waiting = iter(blocks)
+    largest: int | None = None
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="batchdet-prefetch")
+
+    def has_room() -> bool:
+        # Until a size is known one block at a time is loaded.
+        return not ahead or (largest is not None and len(ahead) < depth and (len(ahead) + 1) * largest <= max_bytes)
+
+    def fill() -> None:
+        while has_room():
+            for block in waiting:
+                ahead.append(pool.submit(load, block))
+                break
+            else:
+                return
+
+    try:
+        fill()
+        while ahead:
+            loaded = ahead.popleft().result()
+            largest = max(largest or 0, loaded.nbytes)
+            fill()
+            yield loaded
+            del loaded
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _failed(ref: ImageRef, error: StorageError) -> FailedImage:
+    return FailedImage(ref, "read", error.code, error.reason)
