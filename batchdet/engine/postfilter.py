@@ -71,13 +71,7 @@ class PostFilter:
         segment = detections.image_index
         if self._policy.nms == "per_class":
             segment = segment * len(self._thresholds) + detections.labels
-        kept = torch.zeros_like(accepted)
-        index = accepted.nonzero().flatten()
-        for one in torch.unique(segment[index]):
-            members = index[segment[index] == one]
-            keep = torchvision.ops.nms(detections.boxes[members], detections.scores[members], iou_threshold)
-            kept[members[keep]] = True
-        return kept
+        return _greedy(detections, accepted, segment, iou_threshold)
 
 
 def canonical_order(detections: Detections) -> Tensor:
@@ -87,6 +81,19 @@ def canonical_order(detections: Detections) -> Tensor:
     for key in keys:
         order = order[torch.argsort(key[order], stable=True)]
     return order
+
+
+def _greedy(detections: Detections, accepted: Tensor, segment: Tensor, iou_threshold: float) -> Tensor:
+    """The accepted that are left when, inside each segment, better ones suppress those they overlap."""
+    index = accepted.nonzero().flatten()
+    # Stable, so each segment keeps the canonical order, which settles equal scores.
+    index = index[torch.argsort(segment[index], stable=True)]
+    sizes = torch.unique_consecutive(segment[index], return_counts=True)[1].tolist()
+    kept = torch.zeros_like(accepted)
+    for members in torch.split(index, sizes):
+        left = torchvision.ops.nms(detections.boxes[members], detections.scores[members], iou_threshold)
+        kept[members[left]] = True
+    return kept
 
 
 def _cap(detections: Detections, accepted: Tensor, most: int) -> tuple[Tensor, Tensor]:

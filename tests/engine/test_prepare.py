@@ -1,6 +1,7 @@
 """Blocks of prepared images equal torchvision's own transform, whatever the sizes."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,6 +23,15 @@ RCNN = InputSpec(None, 800, 1333, 32, MEAN, STD)
 RCNN_320 = InputSpec(None, 320, 640, 32, MEAN, STD)
 SMALL_RCNN = InputSpec(None, 37, 61, 8, MEAN, STD)
 NO_LIMIT = 1 << 40
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    # torch resizes with other roundings on one thread than on several; see batchdet.engine.resize.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def stock(spec: InputSpec) -> GeneralizedRCNNTransform:
@@ -97,6 +107,15 @@ def test_pixels_equal_torchvision(height: int, width: int, spec: InputSpec) -> N
     assert group.sizes.tolist() == [list(size)]
     assert group.original_sizes.tolist() == [[height, width]]
     assert np.abs(group.pixels[0] - expected).max() <= tolerance(spec)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torchs_thread_count_moves_only_the_last_digits(threads: int) -> None:
+    torch.set_num_threads(threads)
+    pixels = noise(480, 640)
+    expected, _ = stock_batch(pixels, RCNN)
+    (group,) = prepare_block([encoded("a.png", png(pixels))], RCNN, NO_LIMIT).groups
+    assert np.abs(group.pixels[0] - expected).max() <= (1e-6 if threads == 1 else 5e-4)
 
 
 @settings(max_examples=60, deadline=None)
