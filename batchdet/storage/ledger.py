@@ -224,7 +224,7 @@ class Ledger:
     def _count_shard(self, run_id: str, shard_id: int) -> RunCounts:
         columns = ["status", "num_detections", "failure_stage", "failure_code"]
         table = self._read_columns(_file_name("images", run_id, shard_id), columns)
-        failed = table.filter(pc.equal(table["status"], "failed"))
+        failed = table.filter(pc.equal(table["status"], pa.scalar("failed")))
         pairs = zip(failed["failure_stage"].to_pylist(), failed["failure_code"].to_pylist(), strict=True)
         failures: dict[str, int] = {}
         for stage, code in pairs:
@@ -232,8 +232,8 @@ class Ledger:
         return RunCounts(
             num_shards=0,
             num_images=len(table),
-            num_labelled=_count_true(pc.equal(table["status"], "labelled")),
-            num_empty=_count_true(pc.equal(table["num_detections"], 0)),
+            num_labelled=_count_true(pc.equal(table["status"], pa.scalar("labelled"))),
+            num_empty=_count_true(pc.equal(table["num_detections"], pa.scalar(0, pa.int32()))),
             num_failed=len(failed),
             num_detections=pc.sum(table["num_detections"]).as_py() or 0,
             failures=failures,

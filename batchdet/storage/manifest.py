@@ -9,7 +9,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from posixpath import normpath
+from typing import Any, TypeAlias
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ _ENDINGS = re.compile(
     r"\.(parquet|csv|csv\.gz|jsonl|jsonl\.gz|ndjson|txt|txt\.gz)$|(^|/)manifest\.json$", re.IGNORECASE
 )
 _ROWS = 10_000
+_END = 1 << 30
+_Column: TypeAlias = "pa.Array[Any]"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _INVENTORY_COLUMNS = {
     "Bucket": "bucket",
@@ -70,7 +73,7 @@ def read_manifest(
         seen += page.num_rows
         on_progress(seen)
         if inventory:
-            wanted = [uri.lower().endswith(endings) for uri in page.column("image_uri").to_pylist()]
+            wanted = [uri.lower().endswith(endings) for uri in _texts(page, "image_uri", store.uri)]
             page = page.filter(pa.array(wanted, pa.bool_()))
         yield page
 
@@ -81,10 +84,8 @@ def _manifest_pages(store: Store) -> Iterator[pa.RecordBatch]:
         with _named_errors(store.uri):
             if "image_uri" not in raw.schema.names:
                 raise SourceError(f"manifest {store.uri}: no column image_uri; found: {', '.join(raw.schema.names)}")
-            uris = raw.column("image_uri").cast(pa.string()).to_pylist()
-            if None in uris:
-                raise SourceError(f"manifest {store.uri}: a row has no image_uri")
-            yield _page([_full_uri(uri, folder) for uri in uris], raw, ("etag", "size_bytes", "last_modified"))
+            uris = [_full_uri(uri, folder) for uri in _texts(raw, "image_uri", store.uri)]
+            yield _page(uris, raw, ("etag", "size_bytes", "last_modified"))
 
 
 def _inventory_pages(store: Store, options: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -104,67 +105,77 @@ def _inventory_pages(store: Store, options: Mapping[str, Any]) -> Iterator[pa.Re
         raw_pages = _csv_pages(part, names) if kind == "CSV" else _parquet_pages(part)
         for raw in raw_pages:
             with _named_errors(part.uri):
-                yield _inventory_page(_current(raw), encoded=kind == "CSV")
+                yield _inventory_page(_current(raw), part.uri, encoded=kind == "CSV")
 
 
 def _current(raw: pa.RecordBatch) -> pa.RecordBatch:
     """Only current versions of a versioned bucket, no delete markers."""
     for name, keep in (("is_latest", "true"), ("is_delete_marker", "false")):
         if name in raw.schema.names:
-            raw = raw.filter(pc.equal(pc.utf8_lower(raw.column(name).cast(pa.string())), keep))
+            raw = raw.filter(pc.equal(pc.utf8_lower(raw.column(name).cast(pa.string())), pa.scalar(keep)))
     return raw
 
 
-def _inventory_page(raw: pa.RecordBatch, *, encoded: bool) -> pa.RecordBatch:
-    keys = raw.column("key").to_pylist()
+def _inventory_page(raw: pa.RecordBatch, uri: str, *, encoded: bool) -> pa.RecordBatch:
+    keys = _texts(raw, "key", uri)
     if encoded:
         keys = [unquote_plus(key) for key in keys]
-    buckets = raw.column("bucket").to_pylist()
-    uris = [f"s3://{bucket}/{key}" for bucket, key in zip(buckets, keys, strict=True)]
+    uris = [f"s3://{bucket}/{key}" for bucket, key in zip(_texts(raw, "bucket", uri), keys, strict=True)]
     return _page(uris, raw, ("e_tag", "size", "last_modified_date"))
+
+
+def _texts(raw: pa.RecordBatch, name: str, uri: str) -> list[str]:
+    """A column that every row must have, as strings."""
+    values = [value for value in raw.column(name).cast(pa.string()).to_pylist() if value]
+    if len(values) != raw.num_rows:
+        raise SourceError(f"manifest {uri}: a row has no {name}")
+    return values
 
 
 def _page(uris: list[str], raw: pa.RecordBatch, names: tuple[str, str, str]) -> pa.RecordBatch:
     """A listed batch of URIs and, where `raw` has them, its columns of etag, size and time."""
     found = [raw.column(name) if name in raw.schema.names else pa.nulls(len(uris)) for name in names]
     etag, size, modified = (_blank_to_null(column) for column in found)
-    columns = [
-        pa.array(uris, pa.string()),
-        pc.utf8_trim(etag.cast(pa.string()), '"'),
-        size.cast(pa.int64()),
-        _utc(modified),
-    ]
+    quoteless = pc.utf8_trim(etag.cast(pa.string()), '"')
+    columns: list[_Column] = [pa.array(uris, pa.string()), quoteless, size.cast(pa.int64()), _utc(modified)]
     return pa.RecordBatch.from_arrays(columns, schema=LISTING)
 
 
-def _blank_to_null(column: pa.Array) -> pa.Array:
-    return pc.if_else(pc.equal(column, ""), None, column) if pa.types.is_string(column.type) else column
+def _blank_to_null(column: _Column) -> _Column:
+    if not pa.types.is_string(column.type):
+        return column
+    blank = pc.equal(column, pa.scalar(""))
+    filled: _Column = pc.if_else(blank, pa.scalar(None, pa.string()), column)
+    return filled
 
 
-def _utc(column: pa.Array) -> pa.Array:
+def _utc(column: _Column) -> _Column:
     """Times as UTC; those without a zone are taken as UTC."""
-    if pa.types.is_timestamp(column.type) and column.type.tz is None:
-        return pc.assume_timezone(column, "UTC").cast(UTC_TIMESTAMP, safe=False)
     if pa.types.is_string(column.type):
-        zoned = pc.if_else(
-            pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"),
-            column,
-            pc.binary_join_element_wise(column, "Z", ""),
-        )
-        return zoned.cast(UTC_TIMESTAMP)
-    return column.cast(UTC_TIMESTAMP, safe=False)
+        zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
+        column = pc.if_else(zoned, column, pc.utf8_replace_slice(column, _END, _END, "Z"))
+    elif pa.types.is_timestamp(column.type) and column.type.tz is None:
+        column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
+    return column.cast(UTC_TIMESTAMP, safe=pa.types.is_string(column.type))
 
 
 def _full_uri(uri: str, folder: str) -> str:
     scheme = _SCHEME.match(uri)
     if scheme is None:
-        return f"file://{uri}" if uri.startswith("/") else f"{folder}/{uri.removeprefix('./')}"
+        return f"file://{normpath(uri)}" if uri.startswith("/") else _beside(folder, uri)
     name = scheme.group().removesuffix("://").lower()
     if name in ("s3a", "s3n"):
         return f"s3://{uri[scheme.end() :]}"
     if name == "memory":
         return f"memory:///{uri[scheme.end() :].lstrip('/')}"
     return uri
+
+
+def _beside(folder: str, name: str) -> str:
+    """A relative name as a URI; only on a disk do `.` and `..` mean something."""
+    if folder.startswith("file://"):
+        return f"file://{normpath(folder.removeprefix('file://') + '/' + name)}"
+    return f"{folder}/{name}"
 
 
 def _raw_pages(store: Store) -> Iterator[pa.RecordBatch]:
@@ -217,7 +228,7 @@ def _json_pages(store: Store) -> Iterator[pa.RecordBatch]:
 def _text_pages(store: Store) -> Iterator[pa.RecordBatch]:
     with (
         _named_errors(store.uri),
-        store.fs.open(store.root, "rt", encoding="utf-8", newline="\n", compression="infer") as stream,
+        store.fs.open(store.root, "rt", encoding="utf-8-sig", newline="\n", compression="infer") as stream,
     ):
         lines: list[str] = []
         for line in stream:

@@ -97,21 +97,21 @@ def _images_table(shard: Shard, outcomes: Sequence[ImageOutcome], labelled_at: d
 def _detections_table(shard: Shard, outcomes: Sequence[ImageOutcome], categories: Sequence[str]) -> pa.Table:
     images = [outcome for outcome in outcomes if isinstance(outcome, LabelledImage) and len(outcome.scores)]
     counts = np.array([len(image.scores) for image in images], np.int64)
-    owner = np.repeat(np.arange(len(images)), counts)
+    owner = pa.array(np.repeat(np.arange(len(images)), counts), pa.int64())
     index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     boxes = _join([image.boxes for image in images], np.float32, (0, 4))
     scores = _join([image.scores for image in images], np.float32, (0,))
     labels = _join([image.labels for image in images], np.int64, (0,))
     _check_rows(shard, scores, index, labels, len(categories))
     columns = {
-        "image_uri": pa.array([image.ref.uri for image in images], pa.string()).take(pa.array(owner)),
+        "image_uri": pa.array([image.ref.uri for image in images], pa.string()).take(owner),
         "detection_index": index.astype(np.int32),
         "label": labels.astype(np.int32),
         "category": _categories(labels, categories),
         "score": scores,
         **{name: np.ascontiguousarray(boxes[:, side]) for side, name in enumerate(("xmin", "ymin", "xmax", "ymax"))},
-        "image_width": pa.array([image.facts.width for image in images], pa.int32()).take(pa.array(owner)),
-        "image_height": pa.array([image.facts.height for image in images], pa.int32()).take(pa.array(owner)),
+        "image_width": pa.array([image.facts.width for image in images], pa.int32()).take(owner),
+        "image_height": pa.array([image.facts.height for image in images], pa.int32()).take(owner),
         "accepted": _join([image.accepted for image in images], np.bool_, (0,)),
         "shard_id": np.full(len(owner), shard.shard_id, np.int32),
     }
@@ -143,7 +143,7 @@ def _check_rows(shard: Shard, scores: np.ndarray, index: np.ndarray, labels: Int
         )
 
 
-def _categories(labels: IntArray, categories: Sequence[str]) -> pa.DictionaryArray:
+def _categories(labels: IntArray, categories: Sequence[str]) -> "pa.DictionaryArray[Any, Any]":
     """Names of the labels; the dictionary holds only those that occur."""
     used, position = np.unique(labels, return_inverse=True)
     names = pa.array([categories[label] for label in used.tolist()], pa.string())

@@ -74,7 +74,8 @@ def main() -> None:
         seconds = time.perf_counter() - begun
     print(json.dumps({
         "keys": options.keys, "known": options.known, "shards": plan.num_shards, "seconds": round(seconds, 1),
-        "keys_per_second": round(options.keys / seconds), "peak_mib": round(peak_mib()), "peak_mib_before": round(before),
+        "keys_per_second": round(options.keys / seconds), "peak_mib": round(peak_mib()),
+        "peak_mib_before": round(before),
         "num_new": plan.counts.num_new, "num_changed": plan.counts.num_changed,
         "num_failed_retry": plan.counts.num_failed_retry, "num_unchanged": plan.counts.num_unchanged,
     }))  # fmt: skip
