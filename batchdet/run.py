@@ -58,7 +58,7 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
         InterruptedRunError: Ctrl-C or SIGTERM.
     """
     output = open_store(job.output, job.storage.output)
-    output.require_writable()
+    output.probe_writable()
     ledger = Ledger(output)
     model = describe_model(job)
     if new_run:
