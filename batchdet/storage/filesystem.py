@@ -3,10 +3,10 @@
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import fsspec.asyn
@@ -15,6 +15,7 @@ from batchdet.errors import AccessDeniedError, StorageError
 from batchdet.storage.foreign import mapped_errors, without_secrets
 from batchdet.storage.location import locate
 from batchdet.storage.patience import PATIENCE, Patience
+from batchdet.storage.ranged import RangedFile
 
 __all__ = ["Store", "mapped_errors", "open_filesystem", "open_store"]
 
@@ -83,15 +84,23 @@ class Store:
 
         return self.patience.run(read)
 
-    @contextmanager
-    def open_input(self, name: str) -> Iterator[BinaryIO]:
-        """The object as a seekable file that fetches only the ranges asked for; not retried.
+    def open_input(self, name: str) -> RangedFile:
+        """The object as a seekable file; every read is one request for just its range, retried like any other.
 
         Raises:
-            NotFoundError, AccessDeniedError, TransientStorageError, StorageError
+            NotFoundError, AccessDeniedError, TransientStorageError, StorageError: here and in its `read`.
         """
-        with mapped_errors(self.child_uri(name)), self.fs.open(self.path(name), "rb", cache_type="none") as file:
-            yield file
+        path, uri = self.path(name), self.child_uri(name)
+
+        def size() -> int:
+            with mapped_errors(uri):
+                return int(self.fs.size(path))
+
+        def read(start: int, end: int) -> bytes:
+            with mapped_errors(uri):
+                return bytes(self.fs.cat_file(path, start=start, end=end))
+
+        return RangedFile(self.patience.run(size), lambda start, end: self.patience.run(partial(read, start, end)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the object whole or not at all, replacing one that is there.

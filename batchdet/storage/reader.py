@@ -1,10 +1,9 @@
-"""A block of references becomes ordered bytes in one bulk read, and blocks are read ahead. Knows nothing of pixels."""
+"""A block of references becomes ordered bytes in one bulk read. Knows nothing of pixels."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import fsspec
 import fsspec.asyn
@@ -15,21 +14,14 @@ from batchdet.storage.filesystem import MAX_CONNECTIONS, open_filesystem
 from batchdet.storage.foreign import mapped_errors
 from batchdet.storage.location import Location, locate
 from batchdet.storage.patience import PATIENCE, Patience
+from batchdet.storage.prefetch import prefetch
+
+__all__ = ["BlockReader", "prefetch"]
 
 READ_THREADS = 16
 """Objects read at once where a filesystem has no asynchronous reads."""
 
 
-class HasBytes(Protocol):
-    """What prefetch keeps count of."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory held."""
-
-
-Block = TypeVar("Block")
-Loaded = TypeVar("Loaded", bound=HasBytes)
 Read = EncodedImage | FailedImage
 _Job = tuple[ImageRef, Location]
 
@@ -112,51 +104,6 @@ class BlockReader:
             return EncodedImage(ref, self._patience.run(read))
         except StorageError as error:
             return _failed(ref, error)
-
-
-def prefetch(
-    blocks: Iterable[Block], load: Callable[[Block], Loaded], depth: int, max_bytes: int, threads: int = 1
-) -> Generator[Loaded, None, None]:
-    """Load blocks ahead of their use, in threads, and give them in order.
-
-    At most `depth` blocks are loaded or loading beyond the one in use, and at most `max_bytes` held by them, each
-    still loading taken for as large as the largest so far; one block is always let through. An exception of `load`
-    or of `blocks` is raised in its place. Closing the generator ends the threads.
-
-    Args:
-        blocks: taken one by one, in the consumer's thread.
-        load: called in the threads.
-        depth: at least 1.
-        max_bytes: at least 1.
-        threads: at least 1; more than `depth` are of no use.
-    """
-    ahead: deque[Future[Loaded]] = deque()
-    waiting = iter(blocks)
-    largest: int | None = None
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="batchdet-prefetch")
-
-    def has_room() -> bool:
-        # Until a size is known one block at a time is loaded.
-        return not ahead or (largest is not None and len(ahead) < depth and (len(ahead) + 1) * largest <= max_bytes)
-
-    def fill() -> None:
-        while has_room():
-            for block in waiting:
-                ahead.append(pool.submit(load, block))
-                break
-            else:
-                return
-
-    try:
-        fill()
-        while ahead:
-            loaded = ahead.popleft().result()
-            largest = max(largest or 0, loaded.nbytes)
-            fill()
-            yield loaded
-            del loaded
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _failed(ref: ImageRef, error: StorageError) -> FailedImage:
