@@ -201,9 +201,7 @@ def _upright_rgb(image: ImageFile.ImageFile) -> DecodedImage:
     early_orientation = _orientation(image) if turned_by_pillow else None
     image.load()
     orientation = early_orientation if turned_by_pillow else _orientation(image)
-    # Alpha is dropped; without this key Pillow does not warn that it is.
-    image.info.pop("transparency", None)
-    pixels = _grey16_to_rgb(image) if image.mode in _GREY16_MODES else image.convert("RGB")
+    pixels = _to_rgb(image)
     if orientation in _UPRIGHT and not turned_by_pillow:
         pixels = pixels.transpose(_UPRIGHT[orientation])
     array = np.ascontiguousarray(pixels, dtype=np.uint8)
@@ -220,7 +218,13 @@ def _orientation(image: ImageFile.ImageFile) -> int | None:
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
-def _grey16_to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode not in _GREY16_MODES:
+        # Alpha is dropped; without this key Pillow does not warn that it is.
+        image.info.pop("transparency", None)
+        return image.convert("RGB")
     grey = (np.asarray(image).astype(np.uint32) + 128) // 257
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 

@@ -25,8 +25,12 @@ from batchdet.records import (
 
 
 @dataclass(slots=True)
-class _GroupBuilder:
-    """Images of one padded shape, written in place as they come."""
+class GroupBuilder:
+    """Images of one padded shape, written in place as they come.
+
+    Attributes:
+        pixels: [capacity, 3, H, W] float32, at first of any content.
+    """
 
     pixels: FloatArray
     positions: list[int] = field(default_factory=list)
@@ -34,6 +38,7 @@ class _GroupBuilder:
     original_sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, position: int, image: DecodedImage, size: tuple[int, int], spec: InputSpec) -> None:
+        """Resize `image` to `size` (height, width) into the next place; `position` is its place in the block."""
         height, width = size
         target = self.pixels[len(self.positions)]
         resize_normalised(image.pixels, target[:, :height, :width], spec)
@@ -44,6 +49,7 @@ class _GroupBuilder:
         self.original_sizes.append((image.height, image.width))
 
     def build(self) -> PreparedGroup:
+        """The images added."""
         return PreparedGroup(
             pixels=self.pixels[: len(self.positions)],
             positions=np.array(self.positions, np.int64),
@@ -65,7 +71,7 @@ def prepare_block(encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec
         max_pixels: width × height above which an image is refused before its pixels are decoded.
     """
     started = time.perf_counter()
-    builders: dict[tuple[int, int], _GroupBuilder] = {}
+    builders: dict[tuple[int, int], GroupBuilder] = {}
     failed: dict[int, FailedImage] = {}
     facts: list[ImageFacts] = []
     for position, image in enumerate(encoded):
@@ -80,7 +86,7 @@ def prepare_block(encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec
         shape = padded_size(*size, spec)
         if shape not in builders:
             # Room for all that may follow; memory is only taken where it is written.
-            builders[shape] = _GroupBuilder(np.empty((len(encoded) - position, 3, *shape), np.float32))
+            builders[shape] = GroupBuilder(np.empty((len(encoded) - position, 3, *shape), np.float32))
         builders[shape].add(position, decoded, size, spec)
     return PreparedBlock(
         refs=tuple(image.ref for image in encoded),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from batchdet.engine.prepare import prepare_block
+from batchdet.engine.decode import decode
+from batchdet.engine.prepare import GroupBuilder, prepare_block
 from batchdet.engine.resize import output_size, padded_size, resize_normalised
 from batchdet.records import EncodedImage, FailedImage, FloatArray, ImageFacts, ImageRef, InputSpec, PixelArray
 
@@ -181,10 +182,12 @@ def test_groups_by_padded_shape_keep_order_and_failures() -> None:
 
 def test_padding_is_zero_whatever_the_memory_held() -> None:
     spec = InputSpec(None, 32, 100, 64, MEAN, STD)
-    images = [encoded(f"{seed}.png", png(noise(40, 50, seed))) for seed in range(4)]
-    (group,) = prepare_block(images, spec, NO_LIMIT).groups
-    assert group.pixels.shape[2:] == (64, 64)
+    builder = GroupBuilder(np.full((4, 3, 64, 64), np.nan, np.float32))
+    for seed in range(4):
+        builder.add(seed, decode(png(noise(40, 50, seed)), NO_LIMIT), (32, 40), spec)
+    group = builder.build()
     assert group.sizes.tolist() == [[32, 40]] * 4
+    assert np.isfinite(group.pixels).all()
     assert not group.pixels[:, :, 32:, :].any()
     assert not group.pixels[:, :, :, 40:].any()
 
