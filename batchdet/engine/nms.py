@@ -14,40 +14,6 @@ CHUNK_PAIRS = 1 << 18
 """Pairs compared together: their columns stay in a core's cache."""
 
 
-def best_first(image_index: Tensor, scores: Tensor) -> Tensor:
-    """Positions that sort entries by image, then from the highest score; equal scores keep their order.
-
-    Args:
-        image_index: [N] int64, under 2**31.
-        scores: [N] float32, not negative.
-
-    Returns:
-        [N] int64.
-    """
-    # The bit pattern of a float that is not negative grows with it, so one integer key holds both.
-    return torch.argsort((image_index << 32) - scores.view(torch.int32), stable=True)
-
-
-def rank_in_segment(segments: Tensor) -> Tensor:
-    """Place of every entry among those of its segment, from 0, in the order given.
-
-    Args:
-        segments: [N] int64, in any order.
-
-    Returns:
-        [N] int64.
-    """
-    ordered, order = torch.sort(segments, stable=True)
-    places = torch.arange(segments.shape[0], device=segments.device)
-    return torch.empty_like(order).scatter_(0, order, places - torch.searchsorted(ordered, ordered))
-
-
-def any_per_image(flags: Tensor, image_index: Tensor, num_images: int) -> Tensor:
-    """Whether an image has a raised flag: bool [N] flags at int64 [N] images to bool [B]."""
-    counts = torch.zeros(num_images, dtype=torch.int64, device=flags.device)
-    return counts.index_add_(0, image_index, flags.to(torch.int64)) > 0
-
-
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, image_index: Tensor, iou_threshold: float) -> Tensor:
     """Greedy NMS inside every group of every image, as `torchvision.ops.batched_nms` decides it image by image.
 

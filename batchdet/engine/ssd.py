@@ -3,7 +3,6 @@
 Shape shorthand: B images, A default boxes an image, C classes with the background, N entries (default box, class).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,14 +12,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from batchdet.engine.candidates import any_per_image, best_first, confident_entries, keep_best, rank_in_segment
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
 from batchdet.engine.frames import Frame, clip_to_frames, rescale
-from batchdet.engine.nms import any_per_image, batched_nms, best_first, rank_in_segment
-
-LOGIT_MARGIN = 1e-4
-"""Slack of the filter on logits: float32 softmax and logsumexp differ by less."""
+from batchdet.engine.nms import batched_nms
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
         Detections in the resized frames. `capped`: the top-k of a class or the cap of an image removed entries.
     """
     num_images, num_anchors, num_classes = outputs.logits.shape
-    entries, scores = _confident(outputs.logits, model.score_thresh)
+    entries, scores = confident_entries(outputs.logits, model.score_thresh)
     order = best_first(entries // (num_anchors * num_classes), scores)
     entries, scores = entries[order], scores[order]
     images = entries // (num_anchors * num_classes)
@@ -112,35 +109,3 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
     boxes = clip_to_frames(boxes, images, sizes)
     keep = batched_nms(boxes, scores, labels, images, model.nms_thresh)
     return keep_best(Detections(boxes, scores, labels, images, capped).select(keep), model.detections_per_img)
-
-
-def _confident(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
-    """Entries whose softmax passes the threshold: positions in the flat logits [N], ascending, and scores [N]."""
-    num_classes = logits.shape[-1]
-    rows = logits.reshape(-1, num_classes)
-    # A class's score is at most sigmoid(its logit - the background's), so most rows need no softmax.
-    margin = _row_max(rows[:, 1:]) - rows[:, 0]
-    likely = (margin > math.log(score_thresh / (1 - score_thresh)) - LOGIT_MARGIN).nonzero().squeeze(1)
-    scores = rows[likely].softmax(dim=-1)
-    row, label = (scores[:, 1:] > score_thresh).nonzero(as_tuple=True)
-    label += 1
-    return likely[row] * num_classes + label, scores[row, label]
-
-
-def _row_max(rows: Tensor) -> Tensor:
-    """Largest value of every row of a [R, C] tensor."""
-    width = rows.shape[1] // 32 * 32
-    if rows.device.type != "cpu" or width in (0, rows.shape[1]):
-        return rows.amax(dim=1)
-    # torch reduces rows of a multiple of 32 about four times as fast, so two windows that overlap cover the row.
-    return torch.maximum(rows[:, :width].amax(dim=1), rows[:, -width:].amax(dim=1))
-
-
-def keep_best(found: Detections, limit: int) -> Detections:
-    """The `limit` highest scores of every image, of detections sorted by `best_first`; flags images that lost any."""
-    if len(found) <= limit:
-        return found
-    below = rank_in_segment(found.image_index) >= limit
-    capped = found.capped | any_per_image(below, found.image_index, found.capped.shape[0])
-    best = found.select(~below)
-    return Detections(best.boxes, best.scores, best.labels, best.image_index, capped)

@@ -1,0 +1,92 @@
+"""Detectors with seeded weights that behave like trained ones: normalisation calibrated, heads peaky. No files."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from batchdet.engine.detector import Batch
+
+SPREADS = {
+    "head.classification_head": 2.5,
+    "head.regression_head": 1.0,
+    "rpn.head.cls_logits": 2.0,
+    "rpn.head.bbox_pred": 0.3,
+    "roi_heads.box_predictor.cls_score": 3.0,
+    "roi_heads.box_predictor.bbox_pred": 1.0,
+}
+"""Standard deviation each head's outputs are brought to."""
+
+
+def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
+    """Pictures of (height, width) with structure at several scales, [3, H, W] float32 in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for height, width in sizes:
+        layers = [torch.rand(1, 3, side, side + 1, generator=generator) for side in (2, 5, 11, 23)]
+        layers = [nn.functional.interpolate(layer, (height, width), mode="bilinear") for layer in layers]
+        made.append(torch.stack(layers).mean(0)[0].contiguous())
+    return made
+
+
+def seeded_model(architecture: str, num_classes: int = 5, seed: int = 0, **limits: Any) -> nn.Module:
+    """A stock torchvision detector in eval mode whose scores spread over (0, 1) on `pictures`."""
+    torch.manual_seed(seed)
+    model: nn.Module = torchvision.models.get_model(
+        architecture, weights=None, weights_backbone=None, num_classes=num_classes, **limits
+    ).eval()
+    calibration = pictures((96, 128), (128, 96), seed=seed + 1)
+    with torch.inference_mode():
+        _calibrate_norms(model, calibration)
+        for name, spread in SPREADS.items():
+            _spread_outputs(model, name, spread, calibration)
+    return model
+
+
+def batch_of(model: Any, images: list[Tensor]) -> Batch:
+    """The batch torchvision's own transform makes of the images."""
+    prepared, _ = model.transform(images)
+    originals = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+    return Batch(prepared.tensors, tuple(prepared.image_sizes), originals)
+
+
+def _calibrate_norms(model: nn.Module, images: list[Tensor]) -> None:
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    model(images)
+    model.eval()
+
+
+def _spread_outputs(model: nn.Module, name: str, spread: float, images: list[Tensor]) -> None:
+    """Scale the predicting layers under `name` until their outputs have the standard deviation asked for."""
+    layers = [
+        module
+        for full, module in model.named_modules()
+        if full.startswith(name) and isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "groups", 1) == 1
+    ]
+    with _recorded(layers) as outputs:
+        model(images)
+    for layer in layers:
+        deviation = torch.cat([output.flatten() for output in outputs[layer]]).std()
+        layer.weight.data.mul_(spread / deviation)
+
+
+@contextmanager
+def _recorded(layers: list[Any]) -> Iterator[dict[Any, list[Tensor]]]:
+    outputs: dict[Any, list[Tensor]] = {layer: [] for layer in layers}
+
+    def recorder(layer: Any) -> Callable[..., None]:
+        return lambda _module, _inputs, output: outputs[layer].append(output)
+
+    hooks = [layer.register_forward_hook(recorder(layer)) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
