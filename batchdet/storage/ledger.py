@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from batchdet.errors import NotFoundError, OpenShardsError
 from batchdet.records import ImageOutcome, LabelledImage, RunRow, Shard, ShardReport
-from batchdet.storage.filesystem import Store, mapped_errors
+from batchdet.storage.filesystem import Store
 from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan
+from batchdet.storage.reader import prefetch
 from batchdet.storage.schema import (
     DETECTIONS_ENCODING,
     IMAGES_ENCODING,
@@ -34,6 +35,7 @@ from batchdet.storage.tables import count_failures, shard_tables
 
 _SHARD_FILE = re.compile(r"shard-(\d{5,})\.parquet")
 _READ_THREADS = 8
+_READ_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +195,10 @@ class Ledger:
         self._output.write_bytes(name, encode_table(table, RUNS_ENCODING, stamp))
 
     def known_images(self, run_ids: Iterable[str]) -> Iterator[pa.RecordBatch]:
-        """Rows of `schema.KNOWN` of every committed image of these runs, streamed, one file at a time."""
-        for run_id in run_ids:
-            for shard_id in sorted(self.committed(run_id)):
-                columns = [name for name in KNOWN.names if name != "run_id"]
-                table = self._read_columns(_file_name("images", run_id, shard_id), columns)
-                table = table.append_column("run_id", pa.array([run_id] * len(table), pa.string()))
-                yield from table.select(KNOWN.names).cast(KNOWN).to_batches()
+        """Rows of `schema.KNOWN` of every committed image of these runs, streamed; a few files are held at a time."""
+        shards = ((run_id, shard_id) for run_id in run_ids for shard_id in sorted(self.committed(run_id)))
+        for table in prefetch(shards, self._known_in_shard, _READ_THREADS, _READ_BYTES, _READ_THREADS):
+            yield from table.to_batches()
 
     def _closed_run_ids(self) -> list[str]:
         names = (name.rsplit("/", 1)[-1].removesuffix(".parquet") for name in self._output.list("runs"))
@@ -213,13 +212,19 @@ class Ledger:
 
     def _read_columns(self, name: str, columns: list[str]) -> pa.Table:
         uri = self._output.child_uri(name)
-        with (
-            mapped_errors(uri),
-            self._output.fs.open(self._output.path(name), "rb", cache_type="none") as stream,
-            pq.ParquetFile(stream, pre_buffer=True) as file,
-        ):
-            check_schema_version(file.schema_arrow.metadata, uri)
-            return file.read(columns=columns)
+
+        def read() -> pa.Table:
+            with self._output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+                check_schema_version(file.schema_arrow.metadata, uri)
+                return file.read(columns=columns)
+
+        return self._output.patience.run(read)
+
+    def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
+        columns = [name for name in KNOWN.names if name != "run_id"]
+        table = self._read_columns(_file_name("images", *shard), columns)
+        run_ids = pa.array([shard[0]] * len(table), pa.string())
+        return table.append_column("run_id", run_ids).select(KNOWN.names).cast(KNOWN)
 
     def _count_shard(self, run_id: str, shard_id: int) -> RunCounts:
         columns = ["status", "num_detections", "failure_stage", "failure_code"]

@@ -5,10 +5,13 @@ a line. A URI without scheme is a path beside the manifest, or an absolute local
 `manifest.json`.
 """
 
+import gzip
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from posixpath import normpath
 from typing import Any, TypeAlias
 from urllib.parse import unquote_plus
@@ -27,9 +30,9 @@ _ENDINGS = re.compile(
     r"\.(parquet|csv|csv\.gz|jsonl|jsonl\.gz|ndjson|txt|txt\.gz)$|(^|/)manifest\.json$", re.IGNORECASE
 )
 _ROWS = 10_000
-_END = 1 << 30
 _Column: TypeAlias = "pa.Array[Any]"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ALIASES = {"s3a": "s3", "gcs": "gs", "local": "file"}
 _INVENTORY_COLUMNS = {
     "Bucket": "bucket",
     "Key": "key",
@@ -39,6 +42,7 @@ _INVENTORY_COLUMNS = {
     "LastModifiedDate": "last_modified_date",
     "ETag": "e_tag",
 }
+_USED = {*LISTING.names, *_INVENTORY_COLUMNS.values()}
 
 
 def is_manifest(source: str) -> bool:
@@ -62,9 +66,6 @@ def read_manifest(
         StorageError: it cannot be read.
     """
     store = open_store(source, options)
-    with mapped_errors(store.uri):
-        if not store.fs.isfile(store.root):
-            raise SourceError(f"source {source}: no such manifest file")
     inventory = source.lower().endswith("manifest.json")
     pages = _inventory_pages(store, options) if inventory else _manifest_pages(store)
     endings = tuple(f".{extension.lower()}" for extension in extensions)
@@ -83,16 +84,18 @@ def _manifest_pages(store: Store) -> Iterator[pa.RecordBatch]:
     for raw in _raw_pages(store):
         with _named_errors(store.uri):
             if "image_uri" not in raw.schema.names:
-                raise SourceError(f"manifest {store.uri}: no column image_uri; found: {', '.join(raw.schema.names)}")
+                raise _no_image_uri(store, raw.schema.names)
             uris = [_full_uri(uri, folder) for uri in _texts(raw, "image_uri", store.uri)]
             yield _page(uris, raw, ("etag", "size_bytes", "last_modified"))
 
 
+def _no_image_uri(store: Store, found: Sequence[str]) -> SourceError:
+    return SourceError(f"manifest {store.uri}: no column image_uri; found: {', '.join(found)}")
+
+
 def _inventory_pages(store: Store, options: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-    with mapped_errors(store.uri):
-        data = store.fs.cat_file(store.root)
     try:
-        tree = json.loads(data)
+        tree = json.loads(store.read_bytes(""))
         names = [_INVENTORY_COLUMNS.get(name.strip(), name.strip()) for name in tree["fileSchema"].split(",")]
         bucket = tree["destinationBucket"].rpartition(":")[2]
         kind, keys = tree["fileFormat"], [entry["key"] for entry in tree["files"]]
@@ -151,12 +154,17 @@ def _blank_to_null(column: _Column) -> _Column:
 
 def _utc(column: _Column) -> _Column:
     """Times as UTC; those without a zone are taken as UTC."""
-    if pa.types.is_string(column.type):
-        zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
-        column = pc.if_else(zoned, column, pc.utf8_replace_slice(column, _END, _END, "Z"))
-    elif pa.types.is_timestamp(column.type) and column.type.tz is None:
-        column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
-    return column.cast(UTC_TIMESTAMP, safe=pa.types.is_string(column.type))
+    if pa.types.is_timestamp(column.type):
+        zone = pa.timestamp(column.type.unit, tz="UTC")
+        return column.cast(zone).cast(UTC_TIMESTAMP, safe=False)
+    if not pa.types.is_string(column.type):
+        return column.cast(UTC_TIMESTAMP)
+    has_zone = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
+    nothing = pa.scalar(None, pa.string())
+    zoned = pc.if_else(has_zone, column, nothing).cast(UTC_TIMESTAMP)
+    local = pc.if_else(has_zone, nothing, column).cast(pa.timestamp("us")).cast(UTC_TIMESTAMP)
+    times: _Column = pc.coalesce(zoned, local)
+    return times
 
 
 def _full_uri(uri: str, folder: str) -> str:
@@ -164,11 +172,8 @@ def _full_uri(uri: str, folder: str) -> str:
     if scheme is None:
         return f"file://{normpath(uri)}" if uri.startswith("/") else _beside(folder, uri)
     name = scheme.group().removesuffix("://").lower()
-    if name in ("s3a", "s3n"):
-        return f"s3://{uri[scheme.end() :]}"
-    if name == "memory":
-        return f"memory:///{uri[scheme.end() :].lstrip('/')}"
-    return uri
+    rest = uri[scheme.end() :]
+    return f"{_ALIASES.get(name, name)}://{'/' + rest.lstrip('/') if name == 'memory' else rest}"
 
 
 def _beside(folder: str, name: str) -> str:
@@ -188,57 +193,63 @@ def _raw_pages(store: Store) -> Iterator[pa.RecordBatch]:
 
 
 def _parquet_pages(store: Store) -> Iterator[pa.RecordBatch]:
-    with _named_errors(store.uri), store.fs.open(store.root, "rb") as stream, pq.ParquetFile(stream) as file:
+    with _local_copy(store) as path, pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        known = {*LISTING.names, *_INVENTORY_COLUMNS.values()}
-        yield from file.iter_batches(batch_size=_ROWS, columns=[name for name in names if name in known] or names[:1])
+        used = [name for name in names if name in _USED]
+        yield from file.iter_batches(batch_size=_ROWS, columns=used or names)
 
 
 def _csv_pages(store: Store, names: list[str] | None) -> Iterator[pa.RecordBatch]:
     """Every used column as text: what a column of another kind looks like further down is no concern of ours."""
-    header = names or _csv_header(store)
-    used = [name for name in header if name in LISTING.names or name in _INVENTORY_COLUMNS.values()] or header
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=used, column_types=dict.fromkeys(used, pa.string()), strings_can_be_null=False
-    )
-    with _named_errors(store.uri), store.fs.open(store.root, "rb", compression="infer") as stream:
-        yield from pyarrow.csv.open_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=1 << 20),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=convert,
-        )
-
-
-def _csv_header(store: Store) -> list[str]:
-    with _named_errors(store.uri), store.fs.open(store.root, "rb", compression="infer") as stream:
-        reader = pyarrow.csv.open_csv(stream, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
-        return list(reader.schema.names)
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with _local_copy(store) as path:
+        header = names
+        if header is None:
+            with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+                header = reader.schema.names
+        used = [name for name in header if name in _USED] or header
+        convert = pyarrow.csv.ConvertOptions(include_columns=used, column_types=dict.fromkeys(used, pa.string()))
+        with pyarrow.csv.open_csv(path, pyarrow.csv.ReadOptions(column_names=names), parse, convert) as reader:
+            yield from reader
 
 
 def _json_pages(store: Store) -> Iterator[pa.RecordBatch]:
-    with _named_errors(store.uri), store.fs.open(store.root, "rb", compression="infer") as stream:
-        yield from pyarrow.json.open_json(
-            stream,
-            read_options=pyarrow.json.ReadOptions(block_size=1 << 20),
-            parse_options=pyarrow.json.ParseOptions(newlines_in_values=False),
-        )
+    with _local_copy(store) as path:
+        with pyarrow.json.open_json(path) as reader:
+            header = reader.schema.names
+        if "image_uri" not in header:
+            raise _no_image_uri(store, header)
+        used = pa.schema({**{field.name: field.type for field in LISTING}, "last_modified": pa.string()})
+        parse = pyarrow.json.ParseOptions(explicit_schema=used, unexpected_field_behavior="ignore")
+        with pyarrow.json.open_json(path, parse_options=parse) as reader:
+            yield from reader
 
 
 def _text_pages(store: Store) -> Iterator[pa.RecordBatch]:
-    with (
-        _named_errors(store.uri),
-        store.fs.open(store.root, "rt", encoding="utf-8-sig", newline="\n", compression="infer") as stream,
-    ):
-        lines: list[str] = []
-        for line in stream:
-            if text := line.rstrip("\r\n"):
-                lines.append(text)
-            if len(lines) == _ROWS:
-                yield pa.record_batch({"image_uri": lines})
-                lines = []
-        if lines:
-            yield pa.record_batch({"image_uri": lines})
+    opened = gzip.open if store.root.lower().endswith(".gz") else open
+    with _local_copy(store) as path, opened(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
+        lines = (line.rstrip("\r\n") for line in stream)
+        named = (line for line in lines if line)
+        while page := list(islice(named, _ROWS)):
+            yield pa.record_batch({"image_uri": page})
+
+
+@contextmanager
+def _local_copy(store: Store) -> Iterator[str]:
+    """The manifest on this machine's disk, so that a fault half-way through it can be tried again."""
+
+    def copy() -> None:
+        with mapped_errors(store.uri):
+            store.fs.get_file(store.root, path)
+
+    with _named_errors(store.uri):
+        if store.is_local:
+            yield store.root
+            return
+        with tempfile.TemporaryDirectory(prefix="batchdet-manifest-") as folder:
+            path = f"{folder}/{store.root.rpartition('/')[2]}"
+            store.patience.run(copy)
+            yield path
 
 
 @contextmanager
@@ -247,5 +258,5 @@ def _named_errors(uri: str) -> Iterator[None]:
     with mapped_errors(uri):
         try:
             yield
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
             raise SourceError(f"manifest {uri}: {' '.join(str(error).split())}") from error

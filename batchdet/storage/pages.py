@@ -32,8 +32,7 @@ def pages(store: Store, prefix: str, max_folders: int | None = None) -> Iterator
     Raises:
         NotFoundError, AccessDeniedError, TransientStorageError, StorageError
     """
-    protocol = store.fs.protocol
-    if "s3" in ((protocol,) if isinstance(protocol, str) else protocol):
+    if store.protocol == "s3":
         return _s3_pages(store, prefix)
     folder = prefix.rpartition("/")[0] or "/"
     return _local_pages(folder, max_folders) if store.is_local else _walk_pages(store, folder, max_folders)
@@ -94,9 +93,13 @@ def _s3_page(store: Store, stretch: _Range, token: str | None, **more: object) -
         request["ContinuationToken"] = token
     elif stretch.after is not None:
         request["StartAfter"] = stretch.after
-    with mapped_errors(f"s3://{stretch.bucket}/{stretch.prefix}"):
-        page: dict[str, Any] = store.fs.call_s3("list_objects_v2", **request)
-    return page
+
+    def ask() -> dict[str, Any]:
+        with mapped_errors(f"s3://{stretch.bucket}/{stretch.prefix}"):
+            page: dict[str, Any] = store.fs.call_s3("list_objects_v2", **request)
+            return page
+
+    return store.patience.run(ask)
 
 
 def _s3_rows(page: Mapping[str, Any], stretch: _Range) -> tuple[list[Row], bool]:

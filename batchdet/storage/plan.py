@@ -19,7 +19,7 @@ from batchdet.config import PlanConfig
 from batchdet.errors import OutputError
 from batchdet.records import ImageRef, InputSpec, ModelInfo, PlanCounts, Shard
 from batchdet.storage.classify import Classified, classified
-from batchdet.storage.filesystem import Store, mapped_errors
+from batchdet.storage.filesystem import Store
 from batchdet.storage.schema import LISTING, SCHEMA_VERSION, Encoding, FileStamp, check_version, writer_options
 
 PLANS = "_plans"
@@ -169,12 +169,12 @@ def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
     if not 0 <= shard_id < plan.num_shards:
         raise ValueError(f"{plan.run_id} has shards 0..{plan.num_shards - 1}, asked for {shard_id}")
     name = _manifest_name(plan.run_id, shard_id // plan.shards_per_file)
-    with (
-        mapped_errors(output.child_uri(name)),
-        output.fs.open(output.path(name), "rb", cache_type="none") as stream,
-        pq.ParquetFile(stream, pre_buffer=True) as file,
-    ):
-        table = file.read_row_group(shard_id % plan.shards_per_file)
+
+    def read() -> pa.Table:
+        with output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+            return file.read_row_group(shard_id % plan.shards_per_file)
+
+    table = output.patience.run(read)
     columns = [table.column(field.name).to_pylist() for field in LISTING]
     return Shard(plan.run_id, shard_id, tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
 

@@ -1,0 +1,166 @@
+"""Sources become listed images: folders, globs and single files, on disk, in memory and on S3."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from batchdet.config import EXTENSIONS
+from batchdet.errors import SourceError
+from batchdet.storage.listing import list_images
+from tests.servers.faults import Fault, FaultProxy
+from tests.servers.s3 import Bucket
+from tests.storage.made import listed
+
+ODD_NAMES = [
+    "plain.jpg",
+    "UPPER.JPG",
+    "with space.jpg",
+    "hash#1.png",
+    "percent%20.jpg",
+    "plus+sign.jpg",
+    "question?.jpg",
+    "brackets[1].jpg",
+    "ünïcödé/写真.webp",
+    "deep/er/and/deeper.tif",
+    "dots..jpg",
+    "'quoted\".jpg",
+    "a=b&c=d.jpg",
+    "empty.jpg",
+]
+OTHER_NAMES = ["notes.txt", "jpg", "a.jpg.part", "runs/20260517T120000Z-00000001.parquet", "images/x.json"]
+
+
+def content(name: str) -> bytes:
+    return b"" if name == "empty.jpg" else name.encode()
+
+
+def fill_local(root: Path) -> None:
+    for name in ODD_NAMES + OTHER_NAMES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content(name))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_local_folder(tmp_path: Path, scheme: str) -> None:
+    fill_local(tmp_path)
+    before = datetime.now(UTC)
+    found = listed(f"{scheme}{tmp_path}/")
+    assert set(found) == {f"file://{tmp_path}/{name}" for name in ODD_NAMES}
+    for name in ODD_NAMES:
+        ref = found[f"file://{tmp_path}/{name}"]
+        changed = (tmp_path / name).stat().st_mtime
+        assert (ref.etag, ref.size_bytes) == (None, len(content(name)))
+        assert ref.last_modified is not None
+        assert abs(ref.last_modified.timestamp() - changed) < 1e-5
+        assert ref.last_modified <= before
+
+
+def test_memory_folder() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/listing/{name}": content(name) for name in ODD_NAMES + OTHER_NAMES})
+    found = listed("memory://listing/")
+    assert set(found) == {f"memory:///listing/{name}" for name in ODD_NAMES}
+    assert found["memory:///listing/plain.jpg"].size_bytes == 9
+    assert listed("memory://listing/deep/er/*/*.tif").keys() == {"memory:///listing/deep/er/and/deeper.tif"}
+    with pytest.raises(SourceError, match="not found"):
+        listed("memory://listing/nowhere")
+
+
+def test_s3_prefix(bucket: Bucket) -> None:
+    bucket.put_all({f"p/{name}": content(name) for name in ODD_NAMES + OTHER_NAMES})
+    bucket.put_all({"p/": b"", "p/folder.jpg/": b"", "p2/other.jpg": b"x", "q.jpg": b"x"})
+    found = listed(f"{bucket.uri}/p/")
+    assert set(found) == {f"{bucket.uri}/p/{name}" for name in ODD_NAMES}
+    for entry in bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="p/")["Contents"]:
+        if ref := found.get(f"{bucket.uri}/{entry['Key']}"):
+            assert ref.etag == entry["ETag"].strip('"')
+            assert ref.size_bytes == entry["Size"]
+            assert ref.last_modified == entry["LastModified"]
+    assert set(listed(f"{bucket.uri}/p")) == set(found), "the slash at the end may be left out"
+    assert len(listed(bucket.uri)) == len(ODD_NAMES) + 2
+
+
+def test_s3_glob_and_single_file(moto_bucket: Bucket) -> None:
+    uri = moto_bucket.uri
+    moto_bucket.put_all({f"p/2026-{month:02d}/{n}.JPG": b"x" for month in (4, 5, 10) for n in range(3)})
+    moto_bucket.put_all({"p/2026-05/0.JPG.bak/x.jpg": b"x", "p/readme.txt": b"x"})
+    assert len(listed(f"{uri}/p/2026-0*/*.jpg")) == 6
+    assert len(listed(f"{uri}/p/**")) == 10
+    assert set(listed(f"{uri}/p/2026-{{04,10}}/[01].jpg")) == {
+        f"{uri}/p/2026-{month}/{n}.JPG" for month in ("04", "10") for n in (0, 1)
+    }
+    assert set(listed(f"{uri}/p/2026-05/0.JPG")) == {f"{uri}/p/2026-05/0.JPG"}, "not the keys it is a prefix of"
+
+
+def test_no_request_per_key(faulty_bucket: Bucket, faults: FaultProxy) -> None:
+    faulty_bucket.put_all({f"p/{n % 3}/{n}.jpg": b"x" for n in range(60)})
+    faults.requests.clear()
+    assert len(listed(f"{faulty_bucket.uri}/p/")) == 60
+    assert len(faults.requests) <= 1 + 8, "one look at the folders, one page per range"
+
+
+def test_listing_outlives_a_busy_server(faulty_bucket: Bucket, faults: FaultProxy) -> None:
+    faulty_bucket.put_all({f"p/{n}.jpg": b"x" for n in range(5)})
+    faults.add(Fault("", "status", times=2, method="GET"))
+    assert len(listed(f"{faulty_bucket.uri}/p/")) == 5
+
+
+def test_progress_counts_every_key_seen(tmp_path: Path) -> None:
+    fill_local(tmp_path)
+    seen: list[int] = []
+    for _ in list_images(str(tmp_path), {}, EXTENSIONS, seen.append):
+        pass
+    assert seen == sorted(seen)
+    assert seen[-1] == len(ODD_NAMES + OTHER_NAMES)
+
+
+def test_links(tmp_path: Path) -> None:
+    photos, links = tmp_path / "photos", tmp_path / "links"
+    photos.mkdir()
+    links.mkdir()
+    (photos / "a.jpg").write_bytes(b"abc")
+    (links / "file.jpg").symlink_to(photos / "a.jpg")
+    (links / "folder").symlink_to(photos)
+    (links / "loop").symlink_to(links)
+    (links / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    found = {uri.rsplit("/links/")[-1]: ref.size_bytes for uri, ref in listed(str(links)).items()}
+    assert found == {"file.jpg": 3, "folder/a.jpg": 3, "gone.jpg": None}
+
+
+def test_large_folder_comes_in_bounded_batches(tmp_path: Path) -> None:
+    for number in range(10_050):
+        (tmp_path / f"{number}.jpg").touch()
+    sizes = [batch.num_rows for batch in list_images(str(tmp_path), {}, ["jpg"])]
+    assert sum(sizes) == 10_050
+    assert max(sizes) == 10_000
+
+
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
+    with pytest.raises(SourceError, match=r"caf\\udce9.jpg is not UTF-8"):
+        listed(str(tmp_path))
+
+
+def test_unreadable_sources(tmp_path: Path, moto_bucket: Bucket) -> None:
+    (tmp_path / "notes.txt.d").mkdir()
+    moto_bucket.put("other/a.jpg", b"x")
+    cases = {
+        str(tmp_path): "holds no images; extensions looked for: jpg, jpeg",
+        f"{tmp_path}/nowhere": "not found",
+        f"{tmp_path}/nowhere/*.jpg": "not found",
+        f"{moto_bucket.uri}/nothing/": "holds no images",
+        f"{moto_bucket.uri}/other/*.png": "holds no images",
+        "s3://no-such-bucket-here/p/": "no such bucket",
+        "s3://test-*/p/*.jpg": "a bucket's name cannot be a pattern",
+        f"{tmp_path}/{{a.jpg": "not found",
+        f"{tmp_path}/{{a,b*.jpg": "a { is not closed",
+        "nosuchscheme://x/": "nosuchscheme",
+    }
+    for source, reason in cases.items():
+        with pytest.raises(SourceError, match=reason) as caught:
+            listed(source)
+        assert source in str(caught.value), "the message names the source"
+        assert "\n" not in str(caught.value)
