@@ -1,0 +1,142 @@
+"""The committed files of an output as a filesystem that can only be read. Knows no SQL.
+
+Runs that are not complete, and anything else that lies in the folder, do not exist for who reads through it.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from batchdet.errors import NotFoundError, OutputError, StorageError
+from batchdet.records import RunRow
+from batchdet.storage.filesystem import Store, mapped_errors
+from batchdet.storage.ledger import Ledger
+
+PROTOCOL = "batchdet-output"
+ROOT = f"{PROTOCOL}://output"
+"""What the committed files are found under; joined to a name by a slash."""
+
+_WHOLE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedFiles:
+    """Files of complete runs.
+
+    Attributes:
+        sizes: bytes by name relative to the store, sorted by name.
+    """
+
+    store: Store
+    sizes: Mapping[str, int]
+
+    @property
+    def filled(self) -> frozenset[str]:
+        """Folders that hold a file."""
+        return frozenset(name.partition("/")[0] for name in self.sizes)
+
+
+def list_committed(output: Store) -> CommittedFiles:
+    """The run rows of an output, and the files of its complete runs.
+
+    Raises:
+        OutputError: no run has ended there.
+        SchemaVersionError: another schema version wrote it.
+        StorageError: it cannot be listed.
+    """
+    rows = Ledger(output).run_rows()
+    if not rows:
+        raise OutputError(_no_runs(output))
+    complete = {row.run_id for row in rows if row.status == "complete"}
+    sizes = {name: size for name, size in _find(output, "runs").items() if _is_run(name, rows)}
+    for table in ("images", "detections"):
+        sizes |= {name: size for name, size in _find(output, table).items() if _run_of(name) in complete}
+    return CommittedFiles(output, dict(sorted(sizes.items())))
+
+
+def _no_runs(output: Store) -> str:
+    plans = Ledger(output).open_runs()
+    if plans:
+        return f"{output.uri}: no run has ended yet; run {plans[0].run_id} is open, `batchdet label` goes on with it"
+    return f"{output.uri}: no runs here; is this the --output of a `batchdet label`?"
+
+
+def _find(output: Store, folder: str) -> dict[str, int]:
+    """Every file below the folder with its size; pages of a listing, no request per file."""
+    with mapped_errors(output.child_uri(folder)):
+        output.fs.invalidate_cache()
+        found = output.fs.find(output.path(folder), detail=True)
+    prefix = output.fs._strip_protocol(output.root).rstrip("/") + "/"
+    return {str(path).removeprefix(prefix): int(info["size"]) for path, info in found.items()}
+
+
+def _is_run(name: str, rows: list[RunRow]) -> bool:
+    return any(name == f"runs/{row.run_id}.parquet" for row in rows)
+
+
+def _run_of(name: str) -> str:
+    parts = name.split("/")
+    is_shard = len(parts) == 3 and parts[2].startswith("shard-") and parts[2].endswith(".parquet")
+    return parts[1].removeprefix("run_id=") if is_shard else ""
+
+
+class CommittedFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """What DuckDB reads through: `batchdet-output://<name>`; nothing else exists, and nothing can be written.
+
+    Attributes:
+        failure: the last storage error met; DuckDB passes on only its text.
+    """
+
+    protocol = PROTOCOL
+    cachable = False
+
+    def __init__(self, files: CommittedFiles) -> None:
+        super().__init__()
+        self.files = files
+        self.failure: StorageError | None = None
+
+    def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
+        """Names that match."""
+        pattern = _name(path)
+        return [f"{ROOT}/{name}" for name in self.files.sizes if fnmatch.fnmatchcase(name, pattern)]
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """Name, size and type, as listed."""
+        return {"name": path, "size": self._size(path), "type": "file"}
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether it is a committed file."""
+        return _name(path) in self.files.sizes
+
+    def modified(self, path: str) -> datetime:
+        """A constant: a committed file of a complete run does not change."""
+        self._size(path)
+        return datetime.fromtimestamp(0, UTC)
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        """The file, for reading."""
+        store = self.files.store
+        size = self._size(path)
+        if mode != "rb":
+            raise PermissionError(f"{path}: the output can only be read")
+        options = {} if store.is_local else {"size": size, "cache_type": "all" if size <= _WHOLE_BYTES else "readahead"}
+        try:
+            with mapped_errors(store.child_uri(_name(path))):
+                return store.fs.open(store.path(_name(path)), "rb", **options)
+        except StorageError as error:
+            self.failure = error
+            raise
+
+    def _size(self, path: str) -> int:
+        try:
+            return self.files.sizes[_name(path)]
+        except KeyError as error:
+            raise NotFoundError(path, "not a committed file of this output") from error
+
+
+def _name(path: str) -> str:
+    return path.removeprefix(f"{ROOT}/")

@@ -1,0 +1,116 @@
+"""SQL over an output: DuckDB reads the committed files and can reach nothing else. Knows no detector and no run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from batchdet.analysis.committed import ROOT, CommittedFileSystem, list_committed
+from batchdet.analysis.views import Dialect, view_script, view_statements
+from batchdet.errors import ConfigError
+from batchdet.storage.filesystem import Store
+
+_BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query returned.
+
+    Attributes:
+        columns: names; a name that occurs again has `_1`, `_2` … appended.
+        rows: values in column order, streamed while the connection is open.
+    """
+
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[Any, ...]]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The rows as column name to value."""
+        for row in self.rows:
+            yield dict(zip(self.columns, row, strict=True))
+
+
+def print_views(output: Store, dialect: Dialect) -> str:
+    """The view definitions of an output as SQL text.
+
+    Raises:
+        OutputError: no run has ended there.
+        StorageError: it cannot be listed.
+    """
+    return view_script(dialect, output.uri, list_committed(output).filled)
+
+
+@contextmanager
+def ask(output: Store, sql: str) -> Iterator[Answer]:
+    """Run SQL over the views of an output; the answer lives as long as the context.
+
+    The statement sees committed files of this output only: no other file, no network, nothing to write to.
+
+    Raises:
+        ConfigError: DuckDB refuses the statement.
+        OutputError: no run has ended there.
+        StorageError: a file cannot be read.
+    """
+    filesystem = CommittedFileSystem(list_committed(output))
+    settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    with duckdb.connect(":memory:", config=settings) as connection, _mapped(filesystem):
+        _define_views(connection, filesystem)
+        yield _answer(connection, sql)
+
+
+def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFileSystem) -> None:
+    connection.register_filesystem(filesystem)
+    connection.execute(f"SET allowed_directories = ['{ROOT}/']")
+    for setting in ("enable_external_access = false", "python_enable_replacements = false", "TimeZone = 'UTC'"):
+        connection.execute(f"SET {setting}")
+    for statement in view_statements(Dialect.DUCKDB, ROOT, filesystem.files.filled):
+        connection.execute(statement)
+    connection.execute("SET lock_configuration = true")
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, sql: str) -> Answer:
+    relation = connection.sql(sql)
+    if relation is None:
+        return Answer((), iter(()))
+    # Arrow, not fetchmany: that one wants pytz for timestamps with a zone.
+    reader = pa.RecordBatchReader.from_stream(relation)
+    return Answer(_distinct(reader.schema.names), _rows(reader))
+
+
+def _rows(reader: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
+    for batch in reader:
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            part = batch.slice(start, _BATCH_ROWS)
+            yield from zip(*(column.to_pylist() for column in part.columns), strict=True)
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for name in names:
+        candidate, number = name, 0
+        while candidate in found:
+            number += 1
+            candidate = f"{name}_{number}"
+        found.append(candidate)
+    return tuple(found)
+
+
+@contextmanager
+def _mapped(filesystem: CommittedFileSystem) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        if filesystem.failure is not None:
+            raise filesystem.failure from error
+        raise ConfigError(f"SQL: {_one_line(str(error))}") from error
+
+
+def _one_line(message: str) -> str:
+    """DuckDB's message without the excerpt that points into the statement."""
+    return " ".join(message.partition("\n\nLINE ")[0].split())
+
+

@@ -1,0 +1,112 @@
+"""Doors to the main job: label and plan. Knows flags, not how a run goes."""
+
+import math
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchdet.cli.options import AsJson, Settings, read_settings
+from batchdet.cli.output import print_json, print_table
+from batchdet.config import JobConfig, load_job
+from batchdet.progress import open_progress
+from batchdet.storage.filesystem import open_store
+from batchdet.storage.ledger import Ledger
+
+if TYPE_CHECKING:
+    from batchdet.run import Runner
+
+SUMMARY = (
+    "status",
+    "num_listed",
+    "num_labelled",
+    "num_empty",
+    "num_failed",
+    "num_unchanged",
+    "num_detections",
+    "images_per_second",
+)
+
+JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job; flags override its fields.")]
+Source = Annotated[str | None, typer.Option(metavar="URI", help="Prefix, glob or manifest of images.")]
+Output = Annotated[str | None, typer.Option(metavar="URI", help="Folder for the Parquet tables.")]
+Model = Annotated[str | None, typer.Option(metavar="REF", help="torchvision:NAME[@WEIGHTS], a registry or a file.")]
+Ray = Annotated[
+    str, typer.Option(metavar="auto|local|off|ADDRESS", help="A running cluster or one of its own; off: no Ray.")
+]
+
+
+def label(
+    job_file: JobFile = None,
+    source: Source = None,
+    output: Output = None,
+    model: Model = None,
+    settings: Settings = None,
+    ray: Ray = "auto",
+    new_run: Annotated[bool, typer.Option("--new-run", help="Close an open run as partial, do not resume it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Label every new, changed or failed image of the source; again after a crash, it resumes."""
+    from batchdet.run import label_bucket  # torch: not for the commands that only read
+
+    job = _job(job_file, source, output, model, settings)
+    with open_progress(sys.stderr) as progress:
+        row = label_bucket(job, _runner(job, ray), progress, new_run=new_run)
+    if as_json:
+        print_json(row)
+    else:
+        print_table(("run", row.run_id), [(name, getattr(row, name)) for name in SUMMARY])
+
+
+def plan(
+    job_file: JobFile = None,
+    source: Source = None,
+    output: Output = None,
+    model: Model = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what label would do: new, changed, unchanged and failed images, and the time it would take."""
+    from batchdet.run import plan_bucket  # torch
+
+    job = _job(job_file, source, output, model, settings)
+    with open_progress(sys.stderr) as progress:
+        counts = plan_bucket(job, progress)
+    pace = _last_pace(job)
+    found = {
+        "listed": counts.num_listed,
+        "new": counts.num_new,
+        "changed": counts.num_changed,
+        "failed_retry": counts.num_failed_retry,
+        "unchanged": counts.num_unchanged,
+        "to_label": counts.num_planned,
+        "shards": math.ceil(counts.num_planned / job.plan.images_per_shard),
+        "estimated_seconds": round(counts.num_planned / pace, 1) if pace else None,
+    }
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("images", "count"), found.items())
+
+
+def _job(
+    job_file: str | None, source: str | None, output: str | None, model: str | None, settings: list[str] | None
+) -> JobConfig:
+    flags = {"source": source, "output": output, "model.reference": model}
+    return load_job(job_file, {name: value for name, value in flags.items() if value is not None} | read_settings(settings))
+
+
+def _runner(job: JobConfig, ray: str) -> "Runner":
+    if ray != "off":
+        from batchdet.cluster.driver import RayRunner  # ray
+
+        return RayRunner(ray)
+    from batchdet.labelling import InlineRunner, local_hardware  # torch
+
+    return InlineRunner(local_hardware(job.cluster))
+
+
+def _last_pace(job: JobConfig) -> float | None:
+    """Images per second of the newest complete run that labelled any."""
+    rows = Ledger(open_store(job.output, job.storage.output)).complete_runs()
+    return next((row.images_per_second for row in rows if row.images_per_second > 0), None)

@@ -1,0 +1,54 @@
+"""Flags that several commands share, and how their text becomes values. Knows no command."""
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from batchdet.config import load_job
+from batchdet.errors import ConfigError
+from batchdet.storage.filesystem import Store, open_store
+
+OutputUri = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of `batchdet label`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job, as `policy.score_threshold=0.6`; repeat."),
+]
+StorageSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="As for label: `storage.output.endpoint_url=https://…`; repeat."),
+]
+
+
+def read_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`path.to.field=value` as field to value, the value read as YAML.
+
+    Raises:
+        ConfigError: no `=`, or not YAML.
+    """
+    values: dict[str, Any] = {}
+    for text in settings or ():
+        field, equals, value = text.partition("=")
+        if not equals or not field.strip(".") or ".." in field:
+            raise ConfigError(f"--set {text}: expected path.to.field=value")
+        try:
+            values[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {field}: {value!r} is not a YAML value") from error
+    return values
+
+
+def open_output(uri: str, settings: list[str] | None) -> Store:
+    """The output a command asks about.
+
+    Raises:
+        ConfigError: a setting is not one of `storage.output`.
+        StorageError: no filesystem serves the URI.
+    """
+    values = read_settings(settings)
+    for field in values:
+        if not field.startswith("storage.output."):
+            raise ConfigError(f"--set {field}: only storage.output.* matters here")
+    job = load_job(None, {"source": "unused", "model.reference": "unused", "output": uri, **values})
+    return open_store(uri, job.storage.output)
