@@ -4,6 +4,7 @@
 are labelled: `InlineRunner` here, `batchdet.cluster.driver.RayRunner` on a cluster.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from batchdet.config import JobConfig
+from batchdet.config import ClusterConfig, JobConfig
 from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.pipeline import detect_blocks
 from batchdet.engine.postfilter import PostFilter
@@ -26,7 +27,8 @@ from batchdet.records import FailedImage, ImageOutcome, ImageRef, InputSpec, Pre
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan, read_shard
-from batchdet.storage.reader import BlockReader, prefetch
+from batchdet.storage.prefetch import prefetch
+from batchdet.storage.reader import BlockReader
 from batchdet.storage.registry import fetch_model
 
 WINDOW_BYTES = 1 << 30
@@ -55,6 +57,13 @@ class Hardware:
 
     device: str
     threads: int
+
+
+def local_hardware(config: ClusterConfig) -> Hardware:
+    """What an inline labeller takes of this machine: its first GPU if it has one, and every core unless told less."""
+    device = "cuda" if torch.cuda.is_available() and config.gpus_per_labeller in ("auto", 1.0) else "cpu"
+    cores = os.cpu_count() or 1
+    return Hardware(device, cores if config.cpus_per_labeller == "auto" else max(1, int(config.cpus_per_labeller)))
 
 
 class BlockSource(Protocol):

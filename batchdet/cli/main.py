@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchdet import __version__
-from batchdet.cli import analysis, label
+from batchdet.cli import analysis, demo, label
 from batchdet.errors import BatchdetError, InterruptedRunError
 
 EXAMPLES = """
@@ -66,7 +66,7 @@ def _root(
 ) -> None: ...
 
 
-for _command in (label.label, label.plan, analysis.audit, analysis.runs, analysis.sql, analysis.query):
+for _command in (demo.demo, label.label, label.plan, analysis.audit, analysis.runs, analysis.sql, analysis.query):
     app.command()(_command)
 
 

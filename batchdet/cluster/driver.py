@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from batchdet.cluster.capacity import labeller_demand, labellers_that_fit, require_room
 from batchdet.cluster.isolation import Suspect
-from batchdet.cluster.labeller import Labeller
+from batchdet.cluster.labeller import LABELLER_OPTIONS, Labeller
 from batchdet.cluster.session import connected
 from batchdet.errors import BatchdetError, ClusterError, FailureRateError, RunError, StorageError
 from batchdet.labelling import SHARDS_IN_FLIGHT, Hardware, RunContext
@@ -118,13 +118,14 @@ class Driver:
         """Bring the crew to the size the cluster holds now."""
         wanted = self._wanted()
         for _ in range(wanted - len(self._crew)):
-            options = {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
+            options = LABELLER_OPTIONS | {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
             member = _Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
             hardware = Hardware(self._demand.device, self._demand.threads)
             setup = member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
             self._calls[setup] = _Call(member, "setup")
             self._crew.append(member)
-        self._progress.labellers(alive=sum(member.is_ready for member in self._crew), wanted=wanted)
+        alive = sum(member.is_ready for member in self._crew)
+        self._progress.labellers(alive, wanted=len(self._crew))
 
     def _wanted(self) -> int:
         config = self._context.job.cluster.labellers
@@ -276,7 +277,8 @@ class Driver:
 
 
 def _living_nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def _reason(error: RayError) -> str:

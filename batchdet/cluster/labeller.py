@@ -1,6 +1,7 @@
 """A shard labeller as a Ray actor, with its metrics. Knows no other labeller."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Histogram
@@ -10,7 +11,15 @@ from batchdet.labelling import SHARDS_IN_FLIGHT, Hardware, RunContext, ShardLabe
 from batchdet.records import FailedImage, ImageRef, ShardReport
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=SHARDS_IN_FLIGHT + 1)
+LABELLER_OPTIONS: dict[str, Any] = {
+    # Every retry passes through the driver, which counts attempts and isolates images that kill.
+    "max_restarts": 0,
+    "max_task_retries": 0,
+    "max_concurrency": SHARDS_IN_FLIGHT + 1,
+}
+
+
+@ray.remote
 class Labeller:
     """Loads the model in `setup`, then labels shards; a second `label` reads while the first detects."""
 

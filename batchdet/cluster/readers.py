@@ -75,7 +75,7 @@ class _Window:
 
     def _submit(self, refs: Sequence[ImageRef]) -> "ray.ObjectRef[PreparedBlock]":
         options = {"num_cpus": self._job.cluster.cpus_per_reader}
-        return read_remotely.options(**options).remote(  # type: ignore[no-any-return]
+        return read_remotely.options(**options).remote(
             self._job.storage.source, list(refs), self._spec, self._job.plan.max_pixels
         )
 

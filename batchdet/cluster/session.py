@@ -108,7 +108,7 @@ def _require_answer(address: str) -> None:
 def _restore_sigterm(handler: signal.Handlers | int | Callable[..., object] | None) -> None:
     """`ray.init` replaces the handler of SIGTERM; the program's own must stop the run in order."""
     try:
-        signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+        signal.signal(signal.SIGTERM, handler)
     except ValueError:
         return  # not the main thread: ray.init has set none either
 

@@ -78,9 +78,7 @@ class _InterruptAfter(Recorder):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_is_resumed_with_its_own_plan(
-    runner: Runner, make_job: MakeJob, undisturbed: Path
-) -> None:
+def test_an_interrupted_run_is_resumed_with_its_own_plan(runner: Runner, make_job: MakeJob, undisturbed: Path) -> None:
     from batchdet.errors import InterruptedRunError
 
     job = make_job()
