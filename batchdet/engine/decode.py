@@ -222,8 +222,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode not in _GREY16_MODES:
-        # Alpha is dropped; without this key Pillow does not warn that it is.
-        image.info.pop("transparency", None)
         return image.convert("RGB")
     grey = (np.asarray(image).astype(np.uint32) + 128) // 257
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

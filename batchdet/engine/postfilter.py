@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import Tensor
 
 from batchdet.config import PolicyConfig
 from batchdet.engine.detections import Detections
+from batchdet.engine.nms import sweep_nms
 from batchdet.errors import ConfigError
 
 
@@ -68,10 +68,15 @@ class PostFilter:
         return Verdict(detections, accepted, capped)
 
     def _suppress(self, detections: Detections, accepted: Tensor, iou_threshold: float) -> Tensor:
-        segment = detections.image_index
+        index = accepted.nonzero().flatten()
+        if len(index) == 0:
+            return accepted
+        rivals = detections.select(index)
+        segment = rivals.image_index
         if self._policy.nms == "per_class":
-            segment = segment * len(self._thresholds) + detections.labels
-        return _greedy(detections, accepted, segment, iou_threshold)
+            segment = segment * len(self._thresholds) + rivals.labels
+        # In raw coordinates, so nothing is rounded away; canonical order settles equal scores.
+        return accepted.index_put((index,), sweep_nms(rivals.boxes, segment, iou_threshold))
 
 
 def canonical_order(detections: Detections) -> Tensor:
@@ -90,19 +95,6 @@ def _is_strictly_ordered(detections: Detections) -> bool:
     image, score = detections.image_index, detections.scores
     falls = (image[1:] == image[:-1]) & (score[1:] < score[:-1])
     return bool((falls | (image[1:] > image[:-1])).all())
-
-
-def _greedy(detections: Detections, accepted: Tensor, segment: Tensor, iou_threshold: float) -> Tensor:
-    """The accepted that are left when, inside each segment, better ones suppress those they overlap."""
-    index = accepted.nonzero().flatten()
-    # Stable, so each segment keeps the canonical order, which settles equal scores.
-    index = index[torch.argsort(segment[index], stable=True)]
-    sizes = torch.unique_consecutive(segment[index], return_counts=True)[1].tolist()
-    kept = torch.zeros_like(accepted)
-    for members in torch.split(index, sizes):
-        left = torchvision.ops.nms(detections.boxes[members], detections.scores[members], iou_threshold)
-        kept[members[left]] = True
-    return kept
 
 
 def _cap(detections: Detections, accepted: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,12 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -200,6 +202,26 @@ def test_exif_is_applied_before_the_resize() -> None:
     block = prepare_block([encoded("turned.jpg", buffer.getvalue())], SSDLITE, NO_LIMIT)
     assert block.groups[0].original_sizes.tolist() == [[50, 30]]
     assert (block.facts[0].width, block.facts[0].height, block.facts[0].exif_orientation) == (30, 50, 6)
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+@pytest.mark.parametrize("spec", [SSD, SSDLITE, RCNN], ids=["ssd", "ssdlite", "rcnn"])
+@pytest.mark.parametrize("source", ["bccd", "mcu", "large", "nasty"])
+def test_photographs_feed_a_detector_what_stock_torchvision_feeds_it(
+    source: str, spec: InputSpec, data_folder: Path
+) -> None:
+    pattern = "orient_6.jpg" if source == "nasty" else "*.[jJ][pP]*[gG]"
+    files = sorted((data_folder / source).rglob(pattern), key=lambda path: path.stat().st_size)[:2]
+    if not files:
+        pytest.skip(f"no {source} pictures")
+    block = prepare_block([encoded(path.name, path.read_bytes()) for path in files], spec, NO_LIMIT)
+    prepared = {int(at): group.pixels[row] for group in block.groups for row, at in enumerate(group.positions)}
+    for place, path in enumerate(files):
+        raw = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        image = torchvision.io.decode_image(raw, "RGB", apply_exif_orientation=True)
+        expected = stock(spec)([image.float() / 255])[0].tensors[0].numpy()
+        assert prepared[place].shape == expected.shape
+        assert np.abs(prepared[place] - expected).max() <= tolerance(spec)
 
 
 def test_an_empty_block_is_empty() -> None:
