@@ -10,7 +10,7 @@ data_folder     real pictures, where they lie beside the repository
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -52,20 +52,41 @@ def ceph() -> Iterator[S3Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def new_bucket_on(request: pytest.FixtureRequest) -> Callable[[str], Bucket]:
+    """A fresh bucket on the server of a name: `moto` or `ceph`."""
+    return lambda name: new_bucket(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Bucket], Bucket]]:
+    """Makes the environment lead to a bucket's server."""
+
+    def point_environment(bucket: Bucket) -> Bucket:
+        for name, value in bucket.env.items():
+            monkeypatch.setenv(name, value)
+        _forget_filesystems()
+        return bucket
+
+    yield point_environment
+    _forget_filesystems()
+
+
+def _forget_filesystems() -> None:
+    # fsspec keeps one filesystem per options, whatever the environment says meanwhile.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
-def s3_server(request: pytest.FixtureRequest) -> S3Server:
-    server: S3Server = request.getfixturevalue(request.param)
-    return server
+def bucket(
+    request: pytest.FixtureRequest, new_bucket_on: Callable[[str], Bucket], reach: Callable[[Bucket], Bucket]
+) -> Bucket:
+    return reach(new_bucket_on(request.param))
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    yield from _reachable(new_bucket(s3_server), monkeypatch)
-
-
-@pytest.fixture
-def moto_bucket(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    yield from _reachable(new_bucket(moto), monkeypatch)
+def moto_bucket(moto: S3Server, reach: Callable[[Bucket], Bucket]) -> Bucket:
+    return reach(new_bucket(moto))
 
 
 @pytest.fixture(scope="session")
@@ -82,17 +103,8 @@ def faults(proxy: FaultProxy, moto: S3Server) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def faulty_bucket(faults: FaultProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    yield from _reachable(new_bucket(moto).behind(faults.endpoint), monkeypatch)
-
-
-def _reachable(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    for name, value in bucket.env.items():
-        monkeypatch.setenv(name, value)
-    # fsspec keeps one filesystem per options, whatever the environment says meanwhile.
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield bucket
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+def faulty_bucket(faults: FaultProxy, moto: S3Server, reach: Callable[[Bucket], Bucket]) -> Bucket:
+    return reach(new_bucket(moto).behind(faults.endpoint))
 
 
 @pytest.fixture(scope="session")

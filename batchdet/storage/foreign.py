@@ -187,14 +187,14 @@ class _Answer:
             status = next(
                 (getattr(error, name) for name in ("status_code", "status", "code") if hasattr(error, name)), 0
             )
-            return cls(str(getattr(error, "error_code", None) or ""), int(status or 0))
+            # Azure's errors share one tree: those without a status were raised before anything was answered.
+            return cls(str(getattr(error, "error_code", None) or ""), int(status)) if status else None
         return None
 
     def verdict(self) -> Verdict:
-        said = (
-            " ".join(filter(None, (self.code if not self.code.isdigit() else "", str(self.status or "")))) or "nothing"
-        )
-        if self.code == "NoSuchBucket" or self.code == "ContainerNotFound":
+        words = ("" if self.code.isdigit() else self.code, str(self.status or ""))
+        said = " ".join(filter(None, words)) or "with an error it does not name"
+        if self.code in ("NoSuchBucket", "ContainerNotFound"):
             return NotFoundError, "no such bucket; check its name and the endpoint"
         if self.code in _REFUSED_CODES or self.status == 401:
             return AccessDeniedError, f"the store refuses the credentials ({said}); {_CREDENTIALS_HINT}"

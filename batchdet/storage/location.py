@@ -11,6 +11,8 @@ import fsspec
 from batchdet.errors import StorageError
 from batchdet.storage.foreign import mapped_errors, without_secrets
 
+_CHAINED = "chained URLs are not served; give the URI of the files themselves"
+
 
 @dataclass(frozen=True)
 class Location:
@@ -35,7 +37,7 @@ def locate(uri: str) -> Location:
     """
     scheme, separator, rest = uri.partition("://")
     if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*::.*", scheme):
-        raise StorageError(without_secrets(uri), "chained URLs are not served; give the URI of the files themselves")
+        raise StorageError(without_secrets(uri), _CHAINED)
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return Location("file", _absolute(uri))
     scheme = scheme.lower()
@@ -51,6 +53,8 @@ def locate(uri: str) -> Location:
 
 
 def _locate_by_class(uri: str, scheme: str, rest: str) -> Location:
+    if "::" in rest:
+        raise StorageError(without_secrets(uri), _CHAINED)
     with mapped_errors(uri):
         served = fsspec.get_filesystem_class(scheme)
         path = str(served._strip_protocol(uri))

@@ -178,6 +178,10 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
             ready.set()
             await stop.wait()
             await runner.cleanup()
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name="fault-proxy", daemon=True)
     thread.start()

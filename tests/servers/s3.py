@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,23 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client: the oracle, nothing of ours."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
-            config=botocore.config.Config(s3={"addressing_style": "path"}),
-        )
+        return _client(self.endpoint, self.access_key, self.secret_key)
 
     def behind(self, endpoint: str) -> "S3Server":
         """The same server, seen through a proxy."""
         return replace(self, endpoint=endpoint)
+
+
+@cache
+def _client(endpoint: str, access_key: str, secret_key: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name="us-east-1",
+        config=botocore.config.Config(s3={"addressing_style": "path"}),
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Bucket:
     def env(self) -> dict[str, str]:
         return self.server.env
 
-    @cached_property
+    @property
     def client(self) -> Any:
         return self.server.client()
 
