@@ -46,7 +46,7 @@ def _read(output: Store, plan: RunPlan, table: str, shard_id: int, findings: Fin
     name = shard_name(table, plan.run_id, shard_id)
     uri = output.child_uri(name)
     try:
-        read = pq.read_table(pa.BufferReader(output.read_bytes(name)))
+        read = pq.ParquetFile(pa.BufferReader(output.read_bytes(name))).read()
     except NotFoundError:
         return None
     except (pa.ArrowException, OSError) as error:

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from batchdet import __version__
-from batchdet.cli import analysis, label
+from batchdet.cli import analysis, label, models
+from batchdet.cli.doctor import doctor
 from batchdet.errors import BatchdetError, InterruptedRunError
 
 HELP = """
@@ -66,8 +67,9 @@ def _root(
 ) -> None: ...
 
 
-for _command in (label.label, label.plan, analysis.audit, analysis.runs, analysis.sql, analysis.query):
+for _command in (label.label, label.plan, analysis.audit, analysis.runs, analysis.sql, analysis.query, doctor):
     app.command()(_command)
+app.add_typer(models.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
