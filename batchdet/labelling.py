@@ -4,6 +4,7 @@
 are labelled: `InlineRunner` here, `batchdet.cluster.driver.RayRunner` on a cluster.
 """
 
+import math
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.pipeline import detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.engine.prepare import prepare_block
-from batchdet.errors import InterruptedRunError, StorageError
+from batchdet.errors import ConfigError, InterruptedRunError, StorageError
 from batchdet.progress import Progress
 from batchdet.records import FailedImage, ImageOutcome, ImageRef, InputSpec, PreparedBlock, ShardReport
 from batchdet.storage.filesystem import open_store
@@ -60,10 +61,17 @@ class Hardware:
 
 
 def local_hardware(config: ClusterConfig) -> Hardware:
-    """What an inline labeller takes of this machine: its first GPU if it has one, and every core unless told less."""
-    device = "cuda" if torch.cuda.is_available() and config.gpus_per_labeller in ("auto", 1.0) else "cpu"
-    cores = os.cpu_count() or 1
-    return Hardware(device, cores if config.cpus_per_labeller == "auto" else max(1, int(config.cpus_per_labeller)))
+    """What one labeller without a cluster takes of this machine: its first GPU if it has one, and all its cores.
+
+    Raises:
+        ConfigError: `cluster.gpus_per_labeller` asks for a GPU and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.gpus_per_labeller not in ("auto", 0) and not has_gpu:
+        raise ConfigError(f"cluster.gpus_per_labeller is {config.gpus_per_labeller}, and this machine has no GPU")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = cores if config.cpus_per_labeller == "auto" else math.ceil(config.cpus_per_labeller)
+    return Hardware("cuda" if has_gpu and config.gpus_per_labeller != 0 else "cpu", wanted)
 
 
 class BlockSource(Protocol):

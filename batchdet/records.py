@@ -289,3 +289,17 @@ class RunRow:
     num_detections: int
     images_per_second: float
     versions: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing that works on a machine or cluster, or does not.
+
+    Attributes:
+        state: `warn` leaves labelling possible, `fail` does not.
+        finding: one line, without secrets.
+    """
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    finding: str

@@ -14,6 +14,7 @@ from batchdet.errors import ConfigError
 from batchdet.storage.filesystem import Store
 
 _BATCH_ROWS = 1000
+_NO_EXTENSIONS = (("autoinstall_known_extensions", False), ("autoload_known_extensions", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,7 @@ def ask(output: Store, sql: str) -> Iterator[Answer]:
         StorageError: a file cannot be read.
     """
     filesystem = CommittedFileSystem(list_committed(output))
-    settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-    with duckdb.connect(":memory:", config=settings) as connection, _mapped(filesystem):
+    with duckdb.connect(":memory:", config=dict(_NO_EXTENSIONS)) as connection, _mapped(filesystem):
         _define_views(connection, filesystem)
         yield _answer(connection, sql)
 
@@ -73,7 +73,7 @@ def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFi
 
 
 def _answer(connection: duckdb.DuckDBPyConnection, sql: str) -> Answer:
-    relation = connection.sql(sql)
+    relation: duckdb.DuckDBPyRelation | None = connection.sql(sql)
     if relation is None:
         return Answer((), iter(()))
     # Arrow, not fetchmany: that one wants pytz for timestamps with a zone.
@@ -112,5 +112,3 @@ def _mapped(filesystem: CommittedFileSystem) -> Iterator[None]:
 def _one_line(message: str) -> str:
     """DuckDB's message without the excerpt that points into the statement."""
     return " ".join(message.partition("\n\nLINE ")[0].split())
-
-

@@ -67,7 +67,7 @@ _VIEWS = (
         "current_images",
         "the latest row of each image in a complete run; deleted images are gone. The latest row wins even where it "
         "failed: labels of an older content are not current",
-        f"SELECT {_IMAGE_COLUMNS} FROM (SELECT {_IMAGE_COLUMNS}, "
+        f"SELECT {_IMAGE_COLUMNS} FROM (SELECT {_IMAGE_COLUMNS}, "  # noqa: S608
         "ROW_NUMBER() OVER (PARTITION BY image_uri ORDER BY run_id DESC) AS recency FROM all_images "
         "WHERE run_id IN (SELECT run_id FROM runs WHERE status = 'complete')) ranked "
         "WHERE recency = 1 AND status <> 'deleted'",
@@ -75,13 +75,13 @@ _VIEWS = (
     _View(
         "current_candidates",
         "every stored detection of the current labelled images, accepted or not",
-        f"SELECT {_DETECTION_COLUMNS} FROM all_detections d INNER JOIN current_images i "
+        f"SELECT {_DETECTION_COLUMNS} FROM all_detections d INNER JOIN current_images i "  # noqa: S608
         "ON d.run_id = i.run_id AND d.image_uri = i.image_uri WHERE i.status = 'labelled'",
     ),
     _View(
         "current_detections",
         "the accepted detections of the current labelled images",
-        f"SELECT {', '.join([*DETECTIONS.names, 'run_id'])} FROM current_candidates WHERE accepted",
+        f"SELECT {', '.join([*DETECTIONS.names, 'run_id'])} FROM current_candidates WHERE accepted",  # noqa: S608
     ),
     _View(
         "failures",
@@ -164,7 +164,7 @@ def _duckdb_base(table: BaseTable, uri: str, is_filled: bool) -> list[str]:
         return [f"{create} {_no_rows(table, Dialect.DUCKDB)}"]
     pattern = _quoted(f"{_bracketed(uri)}/{table.folder}/{table.files}")
     options = ", hive_partitioning = true, hive_types = {'run_id': VARCHAR}" if table.is_partitioned else ""
-    return [f"{create} SELECT * FROM read_parquet({pattern}{options})"]
+    return [f"{create} SELECT * FROM read_parquet({pattern}{options})"]  # noqa: S608
 
 
 def _spark_base(table: BaseTable, uri: str, is_filled: bool) -> list[str]:

@@ -6,13 +6,24 @@ import typer
 
 from batchdet.analysis.audit import audit_run
 from batchdet.analysis.query import ask, print_views
-from batchdet.analysis.runs import list_runs
+from batchdet.analysis.runs import OpenRun, list_runs
 from batchdet.analysis.views import Dialect
-from batchdet.cli.output import print_json, print_json_rows, print_table, print_text
 from batchdet.cli.options import AsJson, OutputUri, StorageSettings, open_output
+from batchdet.cli.output import print_json, print_json_rows, print_table, print_text
 from batchdet.records import RunRow
 
-RUN_COLUMNS = ("run_id", "status", "images", "labelled", "empty", "failed", "unchanged", "detections", "images/s", "model")
+RUN_COLUMNS = (
+    "run_id",
+    "status",
+    "images",
+    "labelled",
+    "empty",
+    "failed",
+    "unchanged",
+    "detections",
+    "images/s",
+    "model",
+)
 
 
 def audit(
@@ -37,14 +48,7 @@ def runs(output: OutputUri, settings: StorageSettings = None, as_json: AsJson = 
     if as_json:
         print_json(found)
         return
-    rows = [
-        (run.run_id, run.status, run.num_listed, run.num_labelled, run.num_empty, run.num_failed, run.num_unchanged)
-        + (run.num_detections, round(run.images_per_second, 1), run.model)
-        if isinstance(run, RunRow)
-        else (run.run_id, f"open: {run.shards_committed} of {run.shards_total} shards", run.num_listed)
-        + (None, None, None, run.num_listed - run.num_planned, None, None, run.model)
-        for run in found
-    ]
+    rows = [[run.run_id, *(_closed_cells(run) if isinstance(run, RunRow) else _open_cells(run))] for run in found]
     print_table(RUN_COLUMNS, rows)
 
 
@@ -74,3 +78,14 @@ def query(
             print_json_rows(answer.records())
         else:
             print_table(answer.columns, answer.rows)
+
+
+def _closed_cells(run: RunRow) -> tuple[object, ...]:
+    pace = round(run.images_per_second, 1)
+    images = (run.num_listed, run.num_labelled, run.num_empty, run.num_failed, run.num_unchanged)
+    return (run.status, *images, run.num_detections, pace, run.model)
+
+
+def _open_cells(run: OpenRun) -> tuple[object, ...]:
+    status = f"open: {run.shards_committed} of {run.shards_total} shards"
+    return (status, run.num_listed, None, None, None, run.num_listed - run.num_planned, None, None, run.model)

@@ -1,4 +1,7 @@
-"""Doors to the main job: label and plan. Knows flags, not how a run goes."""
+"""Doors to the main job: label and plan. Knows flags, not how a run goes.
+
+torch and Ray are imported inside the commands: a mistake in the job is said before they have loaded.
+"""
 
 import math
 import sys
@@ -47,9 +50,9 @@ def label(
     as_json: AsJson = False,
 ) -> None:
     """Label every new, changed or failed image of the source; again after a crash, it resumes."""
-    from batchdet.run import label_bucket  # torch: not for the commands that only read
-
     job = _job(job_file, source, output, model, settings)
+    from batchdet.run import label_bucket
+
     with open_progress(sys.stderr) as progress:
         row = label_bucket(job, _runner(job, ray), progress, new_run=new_run)
     if as_json:
@@ -67,9 +70,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what label would do: new, changed, unchanged and failed images, and the time it would take."""
-    from batchdet.run import plan_bucket  # torch
-
     job = _job(job_file, source, output, model, settings)
+    from batchdet.run import plan_bucket
+
     with open_progress(sys.stderr) as progress:
         counts = plan_bucket(job, progress)
     pace = _last_pace(job)
@@ -93,15 +96,17 @@ def _job(
     job_file: str | None, source: str | None, output: str | None, model: str | None, settings: list[str] | None
 ) -> JobConfig:
     flags = {"source": source, "output": output, "model.reference": model}
-    return load_job(job_file, {name: value for name, value in flags.items() if value is not None} | read_settings(settings))
+    return load_job(
+        job_file, {name: value for name, value in flags.items() if value is not None} | read_settings(settings)
+    )
 
 
 def _runner(job: JobConfig, ray: str) -> "Runner":
     if ray != "off":
-        from batchdet.cluster.driver import RayRunner  # ray
+        from batchdet.cluster.driver import RayRunner
 
         return RayRunner(ray)
-    from batchdet.labelling import InlineRunner, local_hardware  # torch
+    from batchdet.labelling import InlineRunner, local_hardware
 
     return InlineRunner(local_hardware(job.cluster))
 

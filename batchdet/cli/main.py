@@ -13,21 +13,23 @@ import typer
 from typer.core import TyperGroup
 
 from batchdet import __version__
-from batchdet.cli import analysis, demo, label
+from batchdet.cli import analysis, demo, label, models
+from batchdet.cli.doctor import doctor
 from batchdet.errors import BatchdetError, InterruptedRunError
 
-EXAMPLES = """
+HELP = """
 Label a whole bucket of images with a trained detector.
 
 \b
-  batchdet demo
-  batchdet plan  --source s3://photos/2026/ --output s3://labels/photos --model torchvision:ssdlite320_mobilenet_v3_large
-  batchdet label --source s3://photos/2026/ --output s3://labels/photos --model torchvision:ssdlite320_mobilenet_v3_large
-  batchdet audit s3://labels/photos
-  batchdet query s3://labels/photos "SELECT category, count(*) FROM current_detections GROUP BY category"
+batchdet demo
+batchdet label --source s3://photos/2026/ --output s3://labels/photos \\
+               --model torchvision:ssdlite320_mobilenet_v3_large
+batchdet audit s3://labels/photos
+batchdet query s3://labels/photos "SELECT * FROM current_detections LIMIT 9"
 
-Exit codes: 0 done · 1 a run ended with open shards or over its failure rate · 2 wrong arguments or config ·
-3 audit failed · 75 another run holds the output.
+\b
+Exit codes: 0 done, 1 a run ended with open shards or over its failure rate,
+2 wrong arguments or config, 3 audit failed, 75 another run holds the output.
 """
 
 
@@ -44,8 +46,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="batchdet",
     cls=_Group,
-    help=EXAMPLES,
-    no_args_is_help=True,
+    help=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,8 +67,18 @@ def _root(
 ) -> None: ...
 
 
-for _command in (demo.demo, label.label, label.plan, analysis.audit, analysis.runs, analysis.sql, analysis.query):
+for _command in (
+    demo.demo,
+    label.label,
+    label.plan,
+    analysis.audit,
+    analysis.runs,
+    analysis.sql,
+    analysis.query,
+    doctor,
+):
     app.command()(_command)
+app.add_typer(models.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,13 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="batchdet")
+        code = app(args=given or ["--help"], prog_name="batchdet", standalone_mode=False)
+    except typer.TyperException as error:
+        sys.stderr.write(f"error: {_usage_problem(error)}\n")
+        return error.exit_code
     except BatchdetError as error:
         if os.environ.get("BATCHDET_DEBUG"):
             raise
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return error.exit_code
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _usage_problem(error: typer.TyperException) -> str:
+    """The message in one line, with where to read more."""
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    context = getattr(error, "ctx", None)
+    return message if context is None else f"{message}; see {context.command_path} --help"

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from batchdet.config import load_job
+from batchdet.config import StorageConfig, load_job
 from batchdet.errors import ConfigError
 from batchdet.storage.filesystem import Store, open_store
 
@@ -39,6 +39,19 @@ def read_settings(settings: list[str] | None) -> dict[str, Any]:
     return values
 
 
+def storage_config(settings: list[str] | None, place: str = "storage.") -> StorageConfig:
+    """The fsspec options of a command that reads no job.
+
+    Raises:
+        ConfigError: a setting is not one of `place`, or holds a secret.
+    """
+    values = read_settings(settings)
+    for field in values:
+        if not field.startswith(place):
+            raise ConfigError(f"--set {field}: only {place}* matters here")
+    return load_job(None, {"source": "-", "output": "-", "model.reference": "-", **values}).storage
+
+
 def open_output(uri: str, settings: list[str] | None) -> Store:
     """The output a command asks about.
 
@@ -46,9 +59,4 @@ def open_output(uri: str, settings: list[str] | None) -> Store:
         ConfigError: a setting is not one of `storage.output`.
         StorageError: no filesystem serves the URI.
     """
-    values = read_settings(settings)
-    for field in values:
-        if not field.startswith("storage.output."):
-            raise ConfigError(f"--set {field}: only storage.output.* matters here")
-    job = load_job(None, {"source": "unused", "model.reference": "unused", "output": uri, **values})
-    return open_store(uri, job.storage.output)
+    return open_store(uri, storage_config(settings, "storage.output.").output)

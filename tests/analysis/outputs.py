@@ -8,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from batchdet.config import PlanConfig, PolicyConfig
-from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, InputSpec, LabelledImage, ModelInfo, RunRow
+from batchdet.records import (
+    FailedImage,
+    ImageFacts,
+    ImageOutcome,
+    ImageRef,
+    InputSpec,
+    LabelledImage,
+    ModelInfo,
+    RunRow,
+)
 from batchdet.storage.filesystem import Store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import PlanHeader, RunPlan, make_plan, read_shard
