@@ -35,19 +35,16 @@ class Pool:
 
 def draw_pool(seed: int, count: int, processes: int) -> Pool:
     """Scenes of a seed, each stretched to the input size as the model's own transform would."""
-    pixels = np.empty((count, INPUT_SIDE, INPUT_SIDE, 3), np.uint8)
-    boxes, labels = [], []
-    with ProcessPoolExecutor(processes, get_context("spawn")) as executor:
-        drawn = executor.map(_draw_one, [seed] * count, range(count), chunksize=16)
-        for number, (picture, scene_boxes, scene_labels) in enumerate(drawn):
-            pixels[number] = picture
-            boxes.append(scene_boxes)
-            labels.append(scene_labels)
-    return Pool(pixels, tuple(boxes), tuple(labels))
+    if processes == 1:
+        drawn = [_draw_one(seed, number) for number in range(count)]
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as executor:
+            drawn = list(executor.map(_draw_one, [seed] * count, range(count), chunksize=16))
+    pictures, boxes, labels = zip(*drawn, strict=True)
+    return Pool(np.stack(pictures), boxes, labels)
 
 
 def _draw_one(seed: int, number: int) -> tuple[PixelArray, FloatArray, IntArray]:
-    torch.set_num_threads(1)
     drawing = draw_picture(np.random.default_rng((seed, number)))
     height, width = drawing.pixels.shape[:2]
     planes = torch.from_numpy(drawing.pixels).permute(2, 0, 1)[None].float()
