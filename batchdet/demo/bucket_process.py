@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 

@@ -82,7 +82,7 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
 
 def _aspect(picture: SheetPicture) -> float:
     height, width = picture.pixels.shape[:2]
-    return width / height
+    return float(width / height)
 
 
 def _rows(pictures: Sequence[SheetPicture], width: int, row_height: int) -> list[list[SheetPicture]]:

@@ -101,23 +101,26 @@ def _ramp(rng: np.random.Generator, rows: _Plane, columns: _Plane) -> _Plane:
 
 def _glow(rng: np.random.Generator, rows: _Plane, columns: _Plane) -> _Plane:
     y, x = rng.uniform(0.25, 0.6, 2).astype(np.float32)
-    return np.minimum(np.hypot(rows - y, columns - x) * np.float32(1.6), 1.0)
+    reach: _Plane = np.minimum(np.hypot(rows - y, columns - x) * np.float32(1.6), np.float32(1.0))
+    return reach
 
 
 def _stripes(rng: np.random.Generator, rows: _Plane, columns: _Plane) -> _Plane:
-    waves = np.sin(_slanted(rng, rows, columns) * np.float32(rng.uniform(18.0, 45.0)))
+    waves: _Plane = np.sin(_slanted(rng, rows, columns) * np.float32(rng.uniform(18.0, 45.0)))
     return (waves > 0).astype(np.float32)
 
 
 def _checks(rng: np.random.Generator, rows: _Plane, columns: _Plane) -> _Plane:
     cells = np.float32(rng.uniform(4.0, 9.0))
-    return ((np.floor(rows * cells) + np.floor(columns * cells)) % 2).astype(np.float32)
+    odd: _Plane = (np.floor(rows * cells) + np.floor(columns * cells)) % np.float32(2)
+    return odd
 
 
 def _dots(rng: np.random.Generator, rows: _Plane, columns: _Plane) -> _Plane:
     cells = np.float32(rng.uniform(5.0, 9.0))
     y, x = (rows * cells) % 1.0 - 0.5, (columns * cells) % 1.0 - 0.5
-    return (np.hypot(y, x) < rng.uniform(0.22, 0.36)).astype(np.float32)
+    inside: npt.NDArray[np.bool_] = np.hypot(y, x) < rng.uniform(0.22, 0.36)
+    return inside.astype(np.float32)
 
 
 def _slanted(rng: np.random.Generator, rows: _Plane, columns: _Plane) -> _Plane:

@@ -9,30 +9,26 @@ import argparse
 import logging
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from batchdet.demo.card import write_model_folder
-from batchdet.demo.scenes import draw_picture
+from batchdet.demo.pool import INPUT_SIDE, Pool, draw_pool, make_batch, to_planes
 from batchdet.demo.shapes import SHAPES
 from batchdet.demo.truth import ImageFindings, ImageTruth, TruthScore, score_against_truth
 from batchdet.engine.detector import BACKGROUND
-from batchdet.records import FloatArray, IntArray, PixelArray
 
 log = logging.getLogger(__name__)
 
 CATEGORIES = (BACKGROUND, *SHAPES)
-INPUT_SIDE = 320
 SCORE_FLOOR = 0.05
 TRAINING_SEED = 20_260
 VALIDATION_SEED = 20_261
@@ -70,44 +66,6 @@ class Recipe:
     average: float = 0.99
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Drawn scenes at the model's input size.
-
-    Attributes:
-        pixels: [N, 320, 320, 3] uint8.
-        boxes: N × [T, 4] xyxy as shares of the side.
-        labels: N × [T].
-    """
-
-    pixels: PixelArray
-    boxes: tuple[FloatArray, ...]
-    labels: tuple[IntArray, ...]
-
-
-def draw_pool(seed: int, count: int, processes: int) -> Pool:
-    """Scenes of a seed, each stretched to the input size as the model's own transform would."""
-    pixels = np.empty((count, INPUT_SIDE, INPUT_SIDE, 3), np.uint8)
-    boxes, labels = [], []
-    with ProcessPoolExecutor(processes) as executor:
-        drawn = executor.map(_draw_one, [seed] * count, range(count), chunksize=16)
-        for number, (picture, scene_boxes, scene_labels) in enumerate(drawn):
-            pixels[number] = picture
-            boxes.append(scene_boxes)
-            labels.append(scene_labels)
-    return Pool(pixels, tuple(boxes), tuple(labels))
-
-
-def _draw_one(seed: int, number: int) -> tuple[PixelArray, FloatArray, IntArray]:
-    torch.set_num_threads(1)
-    drawing = draw_picture(np.random.default_rng((seed, number)))
-    height, width = drawing.pixels.shape[:2]
-    planes = torch.from_numpy(drawing.pixels).permute(2, 0, 1)[None].float()
-    planes = functional.interpolate(planes, size=(INPUT_SIDE, INPUT_SIDE), mode="bilinear", align_corners=False)
-    picture = planes[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
-    return picture, drawing.boxes / np.float32([width, height, width, height]), drawing.labels
-
-
 def new_model() -> SSD:
     """An ssdlite320 for the drawn categories with random weights."""
     model: SSD = ssdlite320_mobilenet_v3_large(
@@ -117,39 +75,6 @@ def new_model() -> SSD:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
     return model.to(memory_format=torch.channels_last)
-
-
-def make_batch(
-    pool: Pool, chosen: IntArray, side: int, rng: np.random.Generator
-) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Pictures [B, 3, side, side] normalised for ssdlite, and targets in pixels; turned, mirrored and recoloured.
-
-    The drawn categories look the same mirrored and turned by quarters, and no colour belongs to one of them.
-    """
-    pictures = np.empty((len(chosen), INPUT_SIDE, INPUT_SIDE, 3), np.uint8)
-    targets = []
-    for place, number in enumerate(chosen):
-        picture, boxes = pool.pixels[number], pool.boxes[number]
-        if rng.random() < 0.5:
-            picture, boxes = picture.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
-        if rng.random() < 0.5:
-            picture, boxes = picture[:, ::-1], np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], 1)
-        if rng.random() < 0.5:
-            picture, boxes = picture[::-1], np.stack([boxes[:, 0], 1 - boxes[:, 3], boxes[:, 2], 1 - boxes[:, 1]], 1)
-        pictures[place] = picture[:, :, rng.permutation(3)]
-        targets.append(
-            {"boxes": torch.from_numpy(boxes * np.float32(side)), "labels": torch.from_numpy(pool.labels[number])}
-        )
-    gain = torch.from_numpy(rng.uniform(0.75, 1.25, (len(chosen), 1, 1, 1)).astype(np.float32))
-    planes = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().mul_(1 / 127.5).sub_(1.0).mul_(gain)
-    return _resized(planes, side), targets
-
-
-def _resized(planes: Tensor, side: int) -> Tensor:
-    """[B, 3, side, side], smoothed when shrunk; already of that side: unchanged."""
-    if planes.shape[-1] != side:
-        planes = functional.interpolate(planes, size=(side, side), mode="bilinear", antialias=True)
-    return planes.contiguous(memory_format=torch.channels_last)
 
 
 def loss_of(model: SSD, pictures: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
@@ -164,7 +89,8 @@ def loss_of(model: SSD, pictures: Tensor, targets: list[dict[str, Tensor]]) -> T
         for target, boxes in zip(targets, default_boxes, strict=True)
     ]
     losses = model.compute_loss(targets, outputs, default_boxes, matched)
-    return losses["bbox_regression"] + losses["classification"]
+    total: Tensor = losses["bbox_regression"] + losses["classification"]
+    return total
 
 
 def _image_list(pictures: Tensor) -> ImageList:
@@ -178,8 +104,7 @@ def evaluate(model: SSD, pool: Pool, side: int) -> TruthScore:
     model.eval()
     truth, findings = {}, {}
     for start in range(0, len(pool.boxes), 16):
-        planes = torch.from_numpy(pool.pixels[start : start + 16]).permute(0, 3, 1, 2).float().mul_(1 / 127.5).sub_(1.0)
-        pictures = _resized(planes, side)
+        pictures = to_planes(pool.pixels[start : start + 16], side)
         features = list(model.backbone(pictures).values())
         images = _image_list(pictures)
         found = model.postprocess_detections(
@@ -253,7 +178,7 @@ class Training:
         self.model.train()
         loss = loss_of(self.model, pictures, targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()
         self.average.update(self.model)
