@@ -3,13 +3,13 @@
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from batchdet.engine.detections import Detections
 from batchdet.engine.families import FAMILIES
+from tests.engine.outputs import tie_order
 from tests.engine.seeded import TWO_SIZES, batch_of, pictures, seeded_model
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -49,12 +49,6 @@ def assert_rows(found: Detections, stock: list[dict[str, Tensor]], floor: float)
         ours, theirs = tie_order(mine.scores, mine.boxes), tie_order(rows["scores"], rows["boxes"])
         assert mine.labels[ours].tolist() == rows["labels"][theirs].tolist()
         torch.testing.assert_close(mine.boxes[ours], rows["boxes"][theirs], rtol=0, atol=1e-3)
-
-
-def tie_order(scores: Tensor, boxes: Tensor) -> Tensor:
-    """Positions by falling score, equal ones by box."""
-    columns = [*(boxes[:, side].numpy() for side in range(4)), -scores.numpy()]
-    return torch.from_numpy(np.lexsort(columns))
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
