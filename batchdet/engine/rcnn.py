@@ -59,9 +59,7 @@ def propose(rpn: Any, features: Mapping[str, Tensor], batch: Batch) -> Detection
     objectness, deltas = rpn.head(maps)
     # Anchors depend on shapes only, so one image stands for all.
     (anchors,) = rpn.anchor_generator(ImageList(batch.pixels, [batch.sizes[0]]), maps)
-    tops = _top_anchors([level.float() for level in objectness], rpn.pre_nms_top_n())
-    codes = torch.cat([_pick_codes(level.float(), top.anchors) for level, top in zip(deltas, tops, strict=True)], 1)
-    return filter_proposals(rpn, tops, codes, anchors.float(), batch.sizes)
+    return propose_from(rpn, [level.float() for level in objectness], [d.float() for d in deltas], anchors, batch.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +99,23 @@ def _pick_codes(deltas: Tensor, anchors: Tensor) -> Tensor:
     ]
 
 
-def filter_proposals(
-    rpn: Any, tops: Sequence[TopAnchors], codes: Tensor, anchors: Tensor, sizes: Sequence[Frame]
+def propose_from(
+    rpn: Any, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Tensor, sizes: Sequence[Frame]
 ) -> Detections:
     """`RegionProposalNetwork.filter_proposals` for the whole batch, decoding only the anchors that are left.
 
     Args:
         rpn: holds the limits and the box coder.
-        tops: one per level.
-        codes: [B, T, 4] of all levels in turn.
+        objectness: logits [B, K, H, W] of every level.
+        deltas: box codes [B, K * 4, H, W] of every level.
         anchors: [A, 4] of all levels in turn.
         sizes: B resized frames.
 
     Returns:
         Proposals; `labels` are pyramid levels. The caps of this stage are the model's own business and flag nothing.
     """
+    tops = _top_anchors(objectness, rpn.pre_nms_top_n())
+    codes = torch.cat([_pick_codes(level, top.anchors) for level, top in zip(deltas, tops, strict=True)], dim=1)
     num_images, per_image, _ = codes.shape
     device = codes.device
     chosen = torch.cat([top.anchors + top.offset for top in tops], dim=1).flatten()

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 
 from batchdet.engine.detector import Batch
 
-SPREADS = {
-    "head.classification_head": 2.5,
-    "head.regression_head": 1.0,
-    "rpn.head.cls_logits": 2.0,
-    "rpn.head.bbox_pred": 0.3,
-    "roi_heads.box_predictor.cls_score": 3.0,
-    "roi_heads.box_predictor.bbox_pred": 1.0,
-}
-"""Standard deviation each head's outputs are brought to."""
+TWO_SIZES = ((120, 160), (240, 321))
+"""Pictures that are resized differently and padded to one shape."""
+
+STAGES: tuple[dict[str, float], ...] = (
+    {
+        "head.classification_head": 1.5,
+        "head.regression_head": 1.0,
+        "rpn.head.cls_logits": 1.5,
+        "rpn.head.bbox_pred": 0.3,
+    },
+    {"roi_heads.box_predictor.cls_score": 2.5, "roi_heads.box_predictor.bbox_pred": 1.0},
+)
+"""Standard deviation the outputs of each head are brought to; a later stage sees what an earlier one gives."""
 
 
 def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
@@ -33,16 +37,16 @@ def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
 
 
 def seeded_model(architecture: str, num_classes: int = 5, seed: int = 0, **limits: Any) -> nn.Module:
-    """A stock torchvision detector in eval mode whose scores spread over (0, 1) on `pictures`."""
+    """A stock torchvision detector in eval mode whose scores spread over (0, 1) on `pictures(*TWO_SIZES)`."""
     torch.manual_seed(seed)
     model: nn.Module = torchvision.models.get_model(
         architecture, weights=None, weights_backbone=None, num_classes=num_classes, **limits
     ).eval()
-    calibration = pictures((96, 128), (128, 96), seed=seed + 1)
+    calibration = pictures(*TWO_SIZES)
     with torch.inference_mode():
         _calibrate_norms(model, calibration)
-        for name, spread in SPREADS.items():
-            _spread_outputs(model, name, spread, calibration)
+        for spreads in STAGES:
+            _spread_outputs(model, spreads, calibration)
     return model
 
 
@@ -59,20 +63,24 @@ def _calibrate_norms(model: nn.Module, images: list[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    model(images)
-    model.eval()
-
-
-def _spread_outputs(model: nn.Module, name: str, spread: float, images: list[Tensor]) -> None:
-    """Scale the predicting layers under `name` until their outputs have the standard deviation asked for."""
-    layers = [
-        module
-        for full, module in model.named_modules()
-        if full.startswith(name) and isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "groups", 1) == 1
-    ]
-    with _recorded(layers) as outputs:
+    if norms:
         model(images)
-    for layer in layers:
+        model.eval()
+
+
+def _spread_outputs(model: nn.Module, spreads: dict[str, float], images: list[Tensor]) -> None:
+    """Scale the predicting layers until their outputs have the standard deviation asked for."""
+    layers = {
+        module: spread
+        for name, module in model.named_modules()
+        for head, spread in spreads.items()
+        if name.startswith(head) and isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "groups", 1) == 1
+    }
+    if not layers:
+        return
+    with _recorded(list(layers)) as outputs:
+        model(images)
+    for layer, spread in layers.items():
         deviation = torch.cat([output.flatten() for output in outputs[layer]]).std()
         layer.weight.data.mul_(spread / deviation)
 
