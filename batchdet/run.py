@@ -22,7 +22,8 @@ from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.listing import list_images
-from batchdet.storage.plan import PlanHeader, RunPlan, count_plan, make_plan, new_run_id
+from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
+from batchdet.storage.planning import count_plan, make_plan
 from batchdet.storage.registry import fetch_model
 
 RECORDED_VERSIONS = ("ray", "torch", "torchvision", "pyarrow", "pillow", "numpy", "fsspec")

@@ -8,25 +8,22 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchdet.config import PlanConfig
 from batchdet.errors import OutputError
 from batchdet.records import ImageRef, InputSpec, ModelInfo, PlanCounts, Shard
-from batchdet.storage.classify import Classified, classified
 from batchdet.storage.filesystem import Store
-from batchdet.storage.schema import LISTING, SCHEMA_VERSION, Encoding, FileStamp, check_version, writer_options
+from batchdet.storage.schema import LISTING, FileStamp, check_version
 
 PLANS = "_plans"
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 """What a run_id looks like."""
 
-_MANIFEST_ROWS = 262_144
 _TIME = "%Y%m%dT%H%M%SZ"
 
 
@@ -98,48 +95,6 @@ def run_time(run_id: str) -> datetime:
     return datetime.strptime(run_id[:16], _TIME).replace(tzinfo=UTC)
 
 
-def count_plan(
-    listing: Iterable[pa.RecordBatch], known: Iterable[pa.RecordBatch], plan_config: PlanConfig
-) -> PlanCounts:
-    """What a plan would hold; writes nothing to the output."""
-    with classified(listing, known, plan_config.retry_failed) as result:
-        return result.counts
-
-
-def make_plan(
-    output: Store,
-    header: PlanHeader,
-    listing: Iterable[pa.RecordBatch],
-    known: Iterable[pa.RecordBatch],
-    plan_config: PlanConfig,
-) -> RunPlan:
-    """Write the plan of a run, `plan.json` last; from then on the run is open.
-
-    Args:
-        output: the output folder.
-        header: what the run is.
-        plan_config: how the listing is cut.
-        listing: batches of `schema.LISTING`, in any order.
-        known: batches of `schema.KNOWN`: the rows of complete runs.
-
-    Raises:
-        SourceError: raised by the listing.
-        StorageError: the output refused a file.
-    """
-    with classified(listing, known, plan_config.retry_failed) as result:
-        counts = result.counts
-        plan = RunPlan(
-            header=header,
-            counts=counts,
-            num_shards=-(-counts.num_planned // plan_config.images_per_shard),
-            images_per_shard=plan_config.images_per_shard,
-            shards_per_file=max(1, _MANIFEST_ROWS // plan_config.images_per_shard),
-        )
-        _write_manifests(output, plan, result)
-    output.write_bytes(_plan_name(plan.run_id), _plan_json(plan).encode())
-    return plan
-
-
 def read_plan(output: Store, run_id: str) -> RunPlan:
     """The plan of a run.
 
@@ -148,7 +103,7 @@ def read_plan(output: Store, run_id: str) -> RunPlan:
         SchemaVersionError: another schema version wrote it.
         OutputError: plan.json is damaged.
     """
-    name = _plan_name(run_id)
+    name = plan_name(run_id)
     data = output.read_bytes(name)
     uri = output.child_uri(name)
     try:
@@ -168,7 +123,7 @@ def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
     """
     if not 0 <= shard_id < plan.num_shards:
         raise ValueError(f"{plan.run_id} has shards 0..{plan.num_shards - 1}, asked for {shard_id}")
-    name = _manifest_name(plan.run_id, shard_id // plan.shards_per_file)
+    name = manifest_name(plan.run_id, shard_id // plan.shards_per_file)
 
     def read() -> pa.Table:
         with output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
@@ -179,39 +134,14 @@ def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
     return Shard(plan.run_id, shard_id, tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
 
 
-def _write_manifests(output: Store, plan: RunPlan, result: Classified) -> None:
-    """Manifest files one after the other: one file of row groups is all that is held in memory."""
-    options = writer_options(LISTING, Encoding(sorted_by=("image_uri",)))
-    schema = LISTING.with_metadata(plan.header.stamp.metadata())
-    shards = result.batches(plan.images_per_shard)
-    for number in range(-(-plan.num_shards // plan.shards_per_file)):
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, schema, **options) as writer:
-            for _ in range(min(plan.shards_per_file, plan.num_shards - number * plan.shards_per_file)):
-                batch = next(shards)
-                writer.write_batch(batch.cast(schema), row_group_size=max(batch.num_rows, 1))
-        output.write_bytes(_manifest_name(plan.run_id, number), sink.getvalue().to_pybytes())
-
-
-def _plan_name(run_id: str) -> str:
+def plan_name(run_id: str) -> str:
+    """The file that marks a run open."""
     return f"{PLANS}/{run_id}/plan.json"
 
 
-def _manifest_name(run_id: str, number: int) -> str:
+def manifest_name(run_id: str, number: int) -> str:
+    """One file of the sorted images."""
     return f"{PLANS}/{run_id}/manifest-{number:05d}.parquet"
-
-
-def _plan_json(plan: RunPlan) -> str:
-    header = asdict(plan.header) | {"started_at": plan.header.started_at.isoformat()}
-    tree = {
-        "schema_version": SCHEMA_VERSION,
-        "header": header,
-        "counts": asdict(plan.counts),
-        "num_shards": plan.num_shards,
-        "images_per_shard": plan.images_per_shard,
-        "shards_per_file": plan.shards_per_file,
-    }
-    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
 
 def _plan_from_json(tree: dict[str, Any]) -> RunPlan:

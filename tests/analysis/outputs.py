@@ -20,7 +20,8 @@ from batchdet.records import (
 )
 from batchdet.storage.filesystem import Store
 from batchdet.storage.ledger import Ledger
-from batchdet.storage.plan import PlanHeader, RunPlan, make_plan, read_shard
+from batchdet.storage.plan import PlanHeader, RunPlan, read_shard
+from batchdet.storage.planning import make_plan
 from batchdet.storage.schema import LISTING
 
 CATEGORIES = ("__background__", "cat", "dog", "it's")

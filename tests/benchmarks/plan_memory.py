@@ -17,7 +17,8 @@ import pyarrow as pa
 from batchdet.config import PlanConfig
 from batchdet.records import InputSpec, ModelInfo
 from batchdet.storage.filesystem import open_store
-from batchdet.storage.plan import PlanHeader, make_plan, new_run_id
+from batchdet.storage.plan import PlanHeader, new_run_id
+from batchdet.storage.planning import make_plan
 from batchdet.storage.schema import KNOWN, LISTING
 
 BATCH = 10_000

@@ -21,7 +21,8 @@ from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.ledger import Ledger, RunCounts
 from batchdet.storage.patience import Patience
-from batchdet.storage.plan import PlanHeader, RunPlan, make_plan, new_run_id, read_plan, read_shard
+from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id, read_plan, read_shard
+from batchdet.storage.planning import make_plan
 from batchdet.storage.schema import RUNS
 from tests.servers.faults import Fault, FaultProxy
 from tests.servers.s3 import Bucket

@@ -17,7 +17,8 @@ from batchdet.config import PlanConfig
 from batchdet.errors import NotFoundError, OutputError, SchemaVersionError, SourceError
 from batchdet.records import ImageRef, InputSpec
 from batchdet.storage.filesystem import Store, open_store
-from batchdet.storage.plan import RUN_ID, RunPlan, count_plan, make_plan, new_run_id, read_plan, read_shard, run_time
+from batchdet.storage.plan import RUN_ID, RunPlan, new_run_id, read_plan, read_shard, run_time
+from batchdet.storage.planning import count_plan, make_plan
 from batchdet.storage.schema import LISTING
 from tests.benchmarks.plan_memory import made_known, made_listing
 from tests.servers.faults import Fault, FaultProxy
