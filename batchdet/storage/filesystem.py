@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import fsspec.asyn
@@ -84,7 +84,7 @@ class Store:
 
         return self.patience.run(read)
 
-    def open_input(self, name: str) -> RangedFile:
+    def open_input(self, name: str) -> BinaryIO:
         """The object as a seekable file; every read is one request for just its range, retried like any other.
 
         Raises:
@@ -100,7 +100,8 @@ class Store:
             with mapped_errors(uri):
                 return bytes(self.fs.cat_file(path, start=start, end=end))
 
-        return RangedFile(self.patience.run(size), lambda start, end: self.patience.run(partial(read, start, end)))
+        file = RangedFile(self.patience.run(size), lambda start, end: self.patience.run(partial(read, start, end)))
+        return cast(BinaryIO, file)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the object whole or not at all, replacing one that is there.

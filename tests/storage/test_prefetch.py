@@ -1,15 +1,18 @@
 """Loads run ahead, in order, within bounds of count and of bytes; nothing is left running."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
 
-from batchdet.storage.prefetch import prefetch
+from batchdet.storage.prefetch import Prefetch, prefetch
 
 PATIENCE_S = 30
+MOMENT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,22 @@ class Loader:
             self._changed.notify_all()
 
     def await_begun(self, count: int) -> list[int]:
+        """What has begun once `count` have; a moment is left for one too many to show itself."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.begun) >= count, PATIENCE_S)
+            self._changed.wait_for(lambda: len(self.begun) > count, MOMENT_S)
             return sorted(self.begun)
+
+
+class WatchedPool(ThreadPoolExecutor):
+    """Says when it was told to shut down, before it waits for its threads."""
+
+    told: threading.Event
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        self.told.set()
+        super().shutdown(wait=wait)
 
 
 @pytest.fixture(autouse=True)
@@ -114,16 +130,19 @@ def test_exception_comes_in_its_place() -> None:
 
 def test_close_cancels_what_has_not_begun() -> None:
     loader = Loader()
-    loaded = prefetch(range(20), loader, depth=8, max_bytes=10**9)
+    pool = WatchedPool(1, "batchdet-prefetch")
+    pool.told = threading.Event()
+    loaded = Prefetch(deque(range(20)), loader, 8, 10**9, pool)
     loader.permit(0, 1)
     assert next(loaded).number == 0
-    loader.await_begun(2)
+    assert loader.await_begun(3) == [0, 1, 2]
     closer = threading.Thread(target=loaded.close)
     closer.start()
+    assert pool.told.wait(PATIENCE_S)
     loader.permit(*range(20))
     closer.join(PATIENCE_S)
     assert not closer.is_alive()
-    assert max(loader.begun) < 20 - 1, "the rest was never begun"
+    assert sorted(loader.begun) == [0, 1, 2], "the rest was never begun"
     assert list(loaded) == []
 
 
