@@ -140,7 +140,7 @@ class ShardLabeller:
         self._stopping = threading.Event()
         self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
         self._detector = self._detecting.submit(load_detector, job.model, files, hardware.device).result()
-        self._postfilter = PostFilter(job.policy, self._detector.info.categories)
+        self._postfilter = PostFilter(job.policy, self._detector.info.categories, job.model.score_floor)
 
     def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
         """Label one shard and commit it.

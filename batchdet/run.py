@@ -97,7 +97,7 @@ def describe_model(job: JobConfig) -> ModelInfo:
     """
     files = fetch_model(job.model.reference, job.storage.source)
     info = load_detector(job.model, files, "cpu").info
-    PostFilter(job.policy, info.categories)
+    PostFilter(job.policy, info.categories, job.model.score_floor)
     return info
 
 

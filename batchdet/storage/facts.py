@@ -37,7 +37,7 @@ def source_fact(uri: str, options: Mapping[str, Any]) -> Fact:
 def output_fact(uri: str, options: Mapping[str, Any]) -> Fact:
     """Whether the output can be written."""
     try:
-        open_store(uri, options).require_writable()
+        open_store(uri, options).probe_writable()
     except (OutputError, StorageError) as error:
         return Fact("output", "fail", str(error))
     return Fact("output", "ok", f"{uri}: can be written")
