@@ -3,9 +3,11 @@
 The one place that sets a model's own thresholds.
 """
 
+import hashlib
 import json
+import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -30,9 +32,18 @@ BATCH_IMAGES = {"cpu": 1, "cuda": 32}
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
+    """Weights that still have no model.
+
+    Attributes:
+        torchvision_name: of the weights, where they are torchvision's own.
+        card: the registry's; empty without one.
+    """
+
     architecture: str
     categories: tuple[str, ...]
     weights: Mapping[str, Tensor]
+    torchvision_name: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_detector(model: ModelConfig, files: ModelFiles | None, device: str) -> Detector:
@@ -49,6 +60,7 @@ def load_detector(model: ModelConfig, files: ModelFiles | None, device: str) -> 
     checkpoint = _from_torchvision(model.reference) if files is None else _from_files(model, files)
     family = FAMILIES[checkpoint.architecture]
     module = _build(family, checkpoint, model.reference)
+    _apply_card(module, checkpoint.card, model.reference)
     info = ModelInfo(
         reference=model.reference,
         architecture=checkpoint.architecture,
@@ -89,11 +101,24 @@ def _from_torchvision(reference: str) -> _Checkpoint:
     if wanted not in ("", "DEFAULT", *names):
         raise ModelError(f"model.reference {reference}: no such weights; {architecture} has {', '.join(names)}")
     weights = choices[wanted or "DEFAULT"]
+    state = _fetch_torchvision(weights, reference)
+    # COCO's list has "N/A" for the labels its makers dropped; those labels are never predicted.
+    categories = tuple(weights.meta["categories"])
+    return _Checkpoint(architecture, categories, plain_weights(state, reference), torchvision_name=weights.name)
+
+
+def _fetch_torchvision(weights: Any, reference: str) -> Any:
+    """The state dict from torch's hub cache, downloaded first where it is not there."""
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
-    except (URLError, OSError) as error:
-        raise ModelError(f"model.reference {reference}: {weights.url} cannot be downloaded: {error}") from error
-    return _Checkpoint(architecture, tuple(weights.meta["categories"]), plain_weights(state, reference))
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
+    except URLError as error:
+        raise ModelError(
+            f"model.reference {reference}: {weights.url} cannot be downloaded ({error.reason}); "
+            f"put the file into {torch.hub.get_dir()}/checkpoints yourself"
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        place = f"{torch.hub.get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
+        raise ModelError(f"model.reference {reference}: {place} is damaged; delete it to download it again") from error
 
 
 def _from_files(model: ModelConfig, files: ModelFiles) -> _Checkpoint:
@@ -108,7 +133,8 @@ def _from_files(model: ModelConfig, files: ModelFiles) -> _Checkpoint:
             f'model.categories: required for {model.reference}; names in label order, "{BACKGROUND}" first'
         )
     _check_categories(categories)
-    return _Checkpoint(architecture, tuple(categories), read_weights(files.weights))
+    _check_digest(card, files.weights)
+    return _Checkpoint(architecture, tuple(categories), read_weights(files.weights), card=card)
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -119,6 +145,16 @@ def _read_card(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ModelError(f"{path} is not a model card: expected fields such as architecture")
     return card
+
+
+def _check_digest(card: Mapping[str, Any], weights: Path) -> None:
+    wanted = card.get("digests", {}).get(weights.name)
+    if wanted is None:
+        return
+    with weights.open("rb") as file:
+        found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise ModelError(f"{weights} is not the file its model card describes: {found} instead of {wanted}")
 
 
 def _check_architecture(name: str) -> None:
@@ -142,7 +178,7 @@ def _build(family: Family, checkpoint: _Checkpoint, reference: str) -> nn.Module
     named = len(checkpoint.categories)
     if classes != named:
         raise ModelError(f"{reference}: the checkpoint's heads have {classes} classes, categories names {named}")
-    module = family.build(checkpoint.architecture, classes, checkpoint.weights)
+    module = family.build(checkpoint.architecture, classes, checkpoint.weights, checkpoint.torchvision_name)
     try:
         problems = module.load_state_dict(dict(checkpoint.weights), strict=False)
     except RuntimeError as error:
@@ -155,3 +191,23 @@ def _build(family: Family, checkpoint: _Checkpoint, reference: str) -> nn.Module
                 f"e.g. {', '.join(keys[:3])}"
             )
     return module.eval().requires_grad_(False)
+
+
+def _apply_card(module: Any, card: Mapping[str, Any], reference: str) -> None:
+    """Give the model's own transform the input size and normalisation of the card."""
+    transform = module.transform
+    try:
+        size = card.get("input_size", {})
+        if "height" in size:
+            transform.fixed_size = (int(size["width"]), int(size["height"]))
+        if "min_size" in size:
+            transform.min_size, transform.max_size = (int(size["min_size"]),), int(size["max_size"])
+        normalisation = card.get("normalisation")
+        if normalisation is not None:
+            transform.image_mean = list(_channels(normalisation["mean"]))
+            transform.image_std = list(_channels(normalisation["std"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{reference}: the model card's input_size must be {{height, width}} or {{min_size, max_size}}, "
+            "its normalisation {mean, std} of three numbers each"
+        ) from error

@@ -20,8 +20,17 @@ class Thresholds(Protocol):
 class Family(Protocol):
     """One family of torchvision detectors: how to build, read and run its members."""
 
-    def build(self, architecture: str, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The builder's model with the variant of layers the weights have; its values are not loaded yet."""
+    def build(
+        self, architecture: str, num_classes: int, weights: Mapping[str, Tensor], torchvision_name: str | None
+    ) -> nn.Module:
+        """The builder's model with the variant of layers the weights have; its values are not loaded yet.
+
+        Args:
+            architecture: builder name.
+            num_classes: background included.
+            weights: named tensors, whose names and shapes tell the variant.
+            torchvision_name: of the weights, e.g. `COCO_V1`; None for anyone else's.
+        """
 
     def count_classes(self, weights: Mapping[str, Tensor]) -> int:
         """Classes the heads in the weights have, background included.

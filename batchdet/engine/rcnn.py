@@ -6,6 +6,7 @@ K anchors a feature map cell, T proposals kept per image before NMS, over all le
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -24,16 +25,21 @@ from batchdet.engine.nms import batched_nms
 SMALLEST_SIDE = 1e-2
 """Pixels under which torchvision's region heads drop a box."""
 
+NORM_EPSILONS: Mapping[tuple[str, str | None], float] = MappingProxyType({("fasterrcnn_resnet50_fpn", "COCO_V1"): 0.0})
+"""torchvision weights that were trained before its frozen normalisation had an epsilon, and are run without one."""
+
 
 class RCNNFamily:
     """`torchvision.models.detection.FasterRCNN` and its builders."""
 
-    def build(self, architecture: str, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
+    def build(
+        self, architecture: str, num_classes: int, weights: Mapping[str, Tensor], torchvision_name: str | None
+    ) -> nn.Module:
         """The builder's model; see `Family.build`."""
         model: nn.Module = torchvision.models.get_model(
             architecture, weights=None, weights_backbone=None, num_classes=num_classes
         )
-        freeze_norms(model, weights)
+        freeze_norms(model, weights, NORM_EPSILONS.get((architecture, torchvision_name)))
         return model
 
     def count_classes(self, weights: Mapping[str, Tensor]) -> int:
@@ -173,7 +179,7 @@ def _has_sides(boxes: Tensor, smallest: float) -> Tensor:
     return ((boxes[:, 2:] - boxes[:, :2]) >= smallest).all(dim=1)
 
 
-def freeze_norms(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def freeze_norms(model: nn.Module, weights: Mapping[str, Tensor], epsilon: float | None) -> None:
     """Give the model torchvision's frozen normalisation wherever the weights count no training batches.
 
     Its builders do that for pretrained backbones, and the file does not say so otherwise.
@@ -182,4 +188,6 @@ def freeze_norms(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for child_name, child in list(module.named_children()):
             full = f"{name}.{child_name}" if name else child_name
             if isinstance(child, nn.BatchNorm2d) and f"{full}.num_batches_tracked" not in weights:
-                setattr(module, child_name, FrozenBatchNorm2d(child.num_features, child.eps))
+                setattr(
+                    module, child_name, FrozenBatchNorm2d(child.num_features, child.eps if epsilon is None else epsilon)
+                )

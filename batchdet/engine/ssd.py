@@ -5,12 +5,14 @@ Shape shorthand: B images, A default boxes an image, C classes with the backgrou
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
 from batchdet.engine.candidates import any_per_image, best_first, confident_entries, keep_best, rank_in_segment
 from batchdet.engine.detections import Detections
@@ -18,6 +20,9 @@ from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
 from batchdet.engine.frames import Frame, clip_to_frames, rescale
 from batchdet.engine.nms import batched_nms
+
+MOBILENET_C4 = 13
+"""First block of stride 32 in MobileNetV3-Large: SSDlite takes its first feature map inside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,14 @@ class HeadOutputs:
 class SSDFamily:
     """`torchvision.models.detection.SSD` and its builders."""
 
-    def build(self, architecture: str, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
+    def build(
+        self, architecture: str, num_classes: int, weights: Mapping[str, Tensor], torchvision_name: str | None
+    ) -> nn.Module:
         """The builder's model; see `Family.build`."""
         model: nn.Module = torchvision.models.get_model(
             architecture, weights=None, weights_backbone=None, num_classes=num_classes
         )
+        widen_tail(model, num_classes, weights)
         return model
 
     def count_classes(self, weights: Mapping[str, Tensor]) -> int:
@@ -66,6 +74,23 @@ def _first_head_rows(weights: Mapping[str, Tensor], head: str) -> int:
     rows = [tensor.shape[0] for name, tensor in weights.items() if name.startswith(prefix) and name.endswith("bias")]
     # In SSDlite the depthwise part before the predicting layer has a normalisation with a bias of its own.
     return rows[-1]
+
+
+def widen_tail(model: Any, num_classes: int, weights: Mapping[str, Tensor]) -> None:
+    """Give an SSDlite the wide last stage of MobileNetV3 where the weights have it.
+
+    torchvision builds the reduced one unless it starts from a backbone trained on ImageNet, and no file says so.
+    """
+    wide = weights.get("backbone.extra.0.0.0.weight")
+    narrow = model.state_dict().get("backbone.extra.0.0.0.weight")
+    if wide is None or narrow is None or wide.shape == narrow.shape:
+        return
+    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+    features = torchvision.models.mobilenet_v3_large(weights=None, norm_layer=norm).features
+    model.backbone = SSDLiteFeatureExtractorMobileNet(features, MOBILENET_C4, norm)
+    channels = [layer[0][0].in_channels for layer in model.head.classification_head.module_list]
+    channels[1] = wide.shape[1]
+    model.head = SSDLiteHead(channels, model.anchor_generator.num_anchors_per_location(), num_classes, norm)
 
 
 def run_network(model: Any, batch: Batch) -> HeadOutputs:

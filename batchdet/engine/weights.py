@@ -1,7 +1,10 @@
 """Tensors of a checkpoint file, read without unpickling, and their digest. Knows no architecture."""
 
+import argparse
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,30 +28,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: the file is missing, damaged, or holds anything but plain tensors.
     """
+    if path.suffix.lower() != ".safetensors":
+        return plain_weights(_load_pth(path), str(path))
     try:
-        loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+        return plain_weights(safetensors.torch.load_file(path), str(path))
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+        raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
-    return plain_weights(loaded, str(path))
 
 
-def load_tensors(path: Path) -> Any:
-    """What a `.pth` file holds, refusing anything that unpickling would have to run.
-
-    Raises:
-        ModelError: damaged, or not plain tensors.
-    """
+def _load_pth(path: Path) -> Any:
+    """What a `.pth` file holds, refusing anything that unpickling would have to run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torchvision's training scripts store their parsed arguments, which are plain data too.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} is not plain tensors, so loading it would run code; where you trust it, convert it: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=False).state_dict(), 'model.safetensors')"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ModelError(_refusal(path, str(error))) from error
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or ["empty"])[0]
+        raise ModelError(f"{path} is damaged or not a checkpoint: {first}") from error
+
+
+def _refusal(path: Path, reason: str) -> str:
+    foreign = re.search(r"GLOBAL (\S+)", reason)
+    if foreign is None:
+        return f"{path} is damaged or not a checkpoint"
+    return (
+        f"{path} is not plain tensors: loading it would run {foreign[1]}; if you trust it, convert it with "
+        'torch.save(torch.load(FILE, weights_only=False).state_dict(), "plain.pth")'
+    )
 
 
 def plain_weights(loaded: Any, where: str) -> dict[str, Tensor]:
@@ -56,7 +68,7 @@ def plain_weights(loaded: Any, where: str) -> dict[str, Tensor]:
     for name in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(held, Tensor) for held in loaded.values()):
         raise ModelError(
             f"{where} holds no state dict: expected names with tensors, or one under {' or '.join(WRAPPERS)}"
         )
