@@ -100,8 +100,9 @@ def _batches(
 
 def _to_batch(store: Store, rows: Sequence[Row]) -> pa.RecordBatch:
     keys, *facts = zip(*rows, strict=True)
+    full_uri = store.fs.unstrip_protocol
     try:
-        uris = pa.array([store.fs.unstrip_protocol(key) for key in keys], pa.string())
+        uris = pa.array([full_uri(key) for key in keys], pa.string())
     except UnicodeEncodeError as error:
         name = str(error.object).encode("utf-8", "backslashreplace").decode()
         raise StorageError(store.uri, f"the name {name} is not UTF-8; rename the file") from error

@@ -11,7 +11,7 @@ from batchdet.config import EXTENSIONS
 from batchdet.errors import SourceError
 from batchdet.storage.listing import list_images
 from tests.servers.faults import Fault, FaultProxy
-from tests.servers.s3 import Bucket
+from tests.servers.s3 import Bucket, S3Server
 from tests.storage.made import listed
 
 ODD_NAMES = [
@@ -164,3 +164,11 @@ def test_unreadable_sources(tmp_path: Path, moto_bucket: Bucket) -> None:
             listed(source)
         assert source in str(caught.value), "the message names the source"
         assert "\n" not in str(caught.value)
+
+
+def test_no_credentials(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(SourceError, match=r"source s3://photos/p/: .*credentials"):
+        listed("s3://photos/p/")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
