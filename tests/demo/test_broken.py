@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from batchdet.demo.broken import BrokenFile, draw_broken, draw_misnamed
+from batchdet.engine.decode import decode
+from batchdet.errors import DecodeError
 
 FILES = list(draw_broken(7))
 
@@ -14,6 +16,12 @@ FILES = list(draw_broken(7))
 def test_no_careful_reader_makes_a_picture_of_it(file: BrokenFile) -> None:
     with pytest.raises((OSError, ValueError, SyntaxError)), Image.open(io.BytesIO(file.data)) as image:
         image.load()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_ours_is_a_careful_reader(file: BrokenFile) -> None:
+    with pytest.raises(DecodeError):
+        decode(file.data, max_pixels=10**7)
 
 
 def test_names_are_an_images_and_differ() -> None:

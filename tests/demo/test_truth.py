@@ -29,6 +29,8 @@ def found(*objects: tuple[list[float], float, int]) -> ImageFindings:
 
 # 100 x 100 moved by 20: IoU 8000 / 12000, so right at 0.50, 0.55, 0.60 and 0.65 of ten thresholds.
 MOVED = [30.0, 10.0, 130.0, 110.0]
+# Moved by 30: IoU 7000 / 13000, right at 0.50 alone.
+FARTHER = [40.0, 10.0, 140.0, 110.0]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ MOVED = [30.0, 10.0, 130.0, 110.0]
     [
         pytest.param({"a": found((BOX, 0.9, 1))}, 1.0, 1.0, id="the box itself"),
         pytest.param({"a": found((MOVED, 0.9, 1))}, 0.4, 1.0, id="IoU 2/3 counts up to 0.65"),
+        pytest.param({"a": found((FARTHER, 0.9, 1))}, 0.1, 1.0, id="IoU 0.54 counts at 0.50 only"),
         pytest.param({"a": found((BOX, 0.9, 2))}, 0.0, 0.0, id="the wrong category"),
         pytest.param({"a": found((FAR, 0.9, 1))}, 0.0, 0.0, id="the wrong place"),
         pytest.param({}, 0.0, 0.0, id="nothing found at all"),
