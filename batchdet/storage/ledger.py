@@ -213,13 +213,9 @@ class Ledger:
 
     def _read_columns(self, name: str, columns: list[str]) -> pa.Table:
         uri = self._output.child_uri(name)
-
-        def read() -> pa.Table:
-            with self._output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
-                check_schema_version(file.schema_arrow.metadata, uri)
-                return file.read(columns=columns)
-
-        return self._output.patience.run(read)
+        with self._output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+            check_schema_version(file.schema_arrow.metadata, uri)
+            return file.read(columns=columns)
 
     def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
         columns = [name for name in KNOWN.names if name != "run_id"]

@@ -3,7 +3,7 @@
 Keys arrive in pages; no request is ever made for a single key.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ Progress = Callable[[int], None]
 
 def list_images(
     source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Progress | None = None
-) -> Iterator[pa.RecordBatch]:
+) -> Generator[pa.RecordBatch, None, None]:
     """Every image of a source, streamed, in no particular order.
 
     Args:

@@ -124,12 +124,8 @@ def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
     if not 0 <= shard_id < plan.num_shards:
         raise ValueError(f"{plan.run_id} has shards 0..{plan.num_shards - 1}, asked for {shard_id}")
     name = manifest_name(plan.run_id, shard_id // plan.shards_per_file)
-
-    def read() -> pa.Table:
-        with output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
-            return file.read_row_group(shard_id % plan.shards_per_file)
-
-    table = output.patience.run(read)
+    with output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+        table = file.read_row_group(shard_id % plan.shards_per_file)
     columns = [table.column(field.name).to_pylist() for field in LISTING]
     return Shard(plan.run_id, shard_id, tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
 
