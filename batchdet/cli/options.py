@@ -6,7 +6,7 @@ import typer
 import yaml
 
 from batchdet.config import StorageConfig, load_job
-from batchdet.errors import ConfigError
+from batchdet.errors import ConfigError, OutputError, StorageError
 from batchdet.storage.filesystem import Store, open_store
 
 OutputUri = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of `batchdet label`.")]
@@ -57,6 +57,10 @@ def open_output(uri: str, settings: list[str] | None) -> Store:
 
     Raises:
         ConfigError: a setting is not one of `storage.output`.
-        StorageError: no filesystem serves the URI.
+        OutputError: no filesystem serves the URI.
     """
-    return open_store(uri, storage_config(settings, "storage.output.").output)
+    options = storage_config(settings, "storage.output.").output
+    try:
+        return open_store(uri, options)
+    except StorageError as error:
+        raise OutputError(f"output {error}") from error

@@ -48,7 +48,12 @@ def test_the_printed_text_runs_in_a_duckdb_of_its_own(tmp_path: Path) -> None:
     whole_run(output, 1, {"s3://b/a": Image(2, 1), "s3://b/b": Image(failure="empty")})
     with duckdb.connect() as connection:
         connection.execute(print_views(output, Dialect.DUCKDB))
-        for view, count in {"current_images": 2, "current_candidates": 3, "current_detections": 2, "failures": 1}.items():
+        for view, count in {
+            "current_images": 2,
+            "current_candidates": 3,
+            "current_detections": 2,
+            "failures": 1,
+        }.items():
             assert connection.execute(f"SELECT count(*) FROM {view}").fetchone() == (count,), view
         described = connection.execute("DESCRIBE current_detections").fetchall()
     assert ("category", "VARCHAR") in {(name, kind) for name, kind, *_ in described}

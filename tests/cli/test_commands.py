@@ -127,8 +127,14 @@ MISTAKES = [
     (["label", "--ray", "somewhere", "--source", "x", "--output", "y", "--model", "torchvision:nope"], "nope"),
     (["plan", "--set", "nothing"], "--set nothing: expected path.to.field=value"),
     (["plan", "--set", "a=[1"], "--set a: '[1' is not a YAML value"),
-    (["plan", "--set", "policy.frob=1", "--source", "x", "--output", "y", "--model", "m"], "policy.frob: unknown field"),
-    (["plan", "--source", "x", "--output", "y", "--model", "m", "--set", "policy.score_threshold=7"], "score_threshold"),
+    (
+        ["plan", "--set", "policy.frob=1", "--source", "x", "--output", "y", "--model", "m"],
+        "policy.frob: unknown field",
+    ),
+    (
+        ["plan", "--source", "x", "--output", "y", "--model", "m", "--set", "policy.score_threshold=7"],
+        "score_threshold",
+    ),
     (["plan", "{tmp}/job.yaml"], "job.yaml"),
     (["plan", "--source", "{tmp}/none", "--output", "{tmp}/o", "--model", "torchvision:ssd300_vgg16"], "{tmp}/none"),
     (["models"], "Missing command; see batchdet models --help"),
@@ -240,7 +246,9 @@ def test_the_doctor_exits_1_when_something_fails(tmp_path: Path, capsys: pytest.
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "batchdet", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False, **options
+    )
 
 
 def test_a_process_of_its_own(output: Path) -> None:
