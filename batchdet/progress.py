@@ -114,7 +114,7 @@ class Tally:
         planned = self.num_planned or 0
         share = f"{self.done / planned:.0%}" if planned else "100%"
         parts = [f"{self.done:,} of {planned:,} images ({share})", f"{_pace(self.images, self.seconds)} images/s"]
-        if self.seconds_left is not None:
+        if self.seconds_left:
             parts.append(f"ETA {timedelta(seconds=round(self.seconds_left))}")
         parts.append(f"{self.detections:,} detections")
         if self.failures:

@@ -15,6 +15,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job, as `policy.score_threshold=0.6`; repeat."),
 ]
+RayAddress = Annotated[
+    str, typer.Option(metavar="auto|local|off|ADDRESS", help="A running cluster or one of its own; off: no Ray.")
+]
 StorageSettings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="As for label: `storage.output.endpoint_url=https://…`; repeat."),

@@ -20,6 +20,7 @@ from tests.analysis.outputs import Image, commit, open_run, run_id, whole_run
 
 SURFACE = {
     "audit": ["--json", "--run", "--set", "OUTPUT"],
+    "demo": ["--dir", "--json"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
     "label": ["--json", "--model", "--new-run", "--output", "--ray", "--set", "--source", "[JOB.yaml]"],
     "models list": ["--json", "--set", "[REGISTRY]"],
@@ -110,6 +111,31 @@ def test_sql(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "current_detections AS SELECT" in capsys.readouterr().out
     assert main(["sql", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dialect"] == "duckdb"
+
+
+def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "b #1.PNG", "c.txt"):
+        (folder / name).write_bytes(b"not read")
+    whole_run(open_store(str(tmp_path / "out"), {}), 1, {f"file://{folder}/a.jpg": Image(1)})
+    wanted = ["--source", str(folder), "--output", str(tmp_path / "out"), "--model", "torchvision:ssd300_vgg16"]
+    assert main(["plan", *wanted, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "listed": 2,
+        "new": 1,
+        "changed": 1,
+        "failed_retry": 0,
+        "unchanged": 0,
+        "to_label": 2,
+        "shards": 1,
+        "estimated_seconds": 0.2,
+    }
+    assert "listing:" not in captured.err
+    assert main(["plan", *wanted]) == 0
+    assert "to_label\t2" in capsys.readouterr().out
+    assert not list((tmp_path / "out" / "_plans").glob("*/plan.json"))[1:]
 
 
 MISTAKES = [
@@ -302,3 +328,12 @@ def test_reading_commands_load_neither_torch_nor_ray(output: Path) -> None:
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, ""), arguments
+
+
+def test_the_doctor_looks_at_a_cluster_of_its_own() -> None:
+    done = run("doctor", "--ray", "local", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = {fact["name"].split()[0]: fact for fact in json.loads(done.stdout)}
+    assert facts["cluster"]["finding"].startswith("local: 1 nodes")
+    assert facts["node"] == {**facts["node"], "state": "ok"}
+    assert f"batchdet {__version__}" in facts["node"]["finding"]
