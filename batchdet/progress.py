@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from batchdet.records import PlanCounts, ShardReport
@@ -113,7 +114,7 @@ class Tally:
         planned = self.num_planned or 0
         share = f"{self.done / planned:.0%}" if planned else "100%"
         parts = [f"{self.done:,} of {planned:,} images ({share})", f"{_pace(self.images, self.seconds)} images/s"]
-        if self.seconds_left is not None:
+        if self.seconds_left:
             parts.append(f"ETA {timedelta(seconds=round(self.seconds_left))}")
         parts.append(f"{self.detections:,} detections")
         if self.failures:
@@ -194,7 +195,10 @@ class LiveProgress:
         if tally.num_planned is None:
             return Text(tally.listed_line() if tally.keys else "", overflow="ellipsis")
         bar = ProgressBar(total=max(tally.num_planned, 1), completed=tally.done if tally.num_planned else 1)
-        return Group(bar, Text(tally.line()))
+        rows = Table.grid(expand=True)
+        rows.add_row(bar)
+        rows.add_row(Text(tally.line()))
+        return rows
 
     def listing(self, keys: int) -> None:
         """See `Progress`."""

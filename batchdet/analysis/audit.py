@@ -3,12 +3,12 @@
 One shard is held at a time, whatever the size of the run.
 """
 
+from batchdet.analysis.history import read_history
 from batchdet.analysis.receipt import Findings, Receipt
 from batchdet.analysis.shard_audit import check_shard, shard_name
 from batchdet.errors import OutputError
 from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store
-from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan, read_plan
 
 
@@ -23,10 +23,13 @@ def audit_run(output: Store, run_id: str | None = None) -> Receipt:
         OutputError: there is no such run.
         StorageError: a file cannot be read.
     """
-    ledger = Ledger(output)
-    plan = _find_plan(output, ledger, run_id)
+    history = read_history(output)
+    newest = history.run_ids[0]
+    if run_id is not None and run_id not in history.run_ids:
+        raise OutputError(f"--run {run_id}: {output.uri} has no such run; newest is {newest}")
+    plan = read_plan(output, run_id or newest)
+    row = next((row for row in history.closed if row.run_id == plan.run_id), None)
     findings = Findings()
-    row = next((row for row in ledger.run_rows() if row.run_id == plan.run_id), None)
     present = _check_files(output, plan, row, findings)
     for shard_id in sorted(present):
         check_shard(output, plan, shard_id, findings)
@@ -46,15 +49,6 @@ def audit_run(output: Store, run_id: str | None = None) -> Receipt:
         open_shards=open_shards,
         checks=checks,
     )
-
-
-def _find_plan(output: Store, ledger: Ledger, run_id: str | None) -> RunPlan:
-    known = [row.run_id for row in ledger.run_rows()] + [plan.run_id for plan in ledger.open_runs()]
-    if not known:
-        raise OutputError(f"{output.uri}: no runs here; is this the --output of a `batchdet label`?")
-    if run_id is not None and run_id not in known:
-        raise OutputError(f"--run {run_id}: {output.uri} has no such run; newest is {max(known)}")
-    return read_plan(output, run_id or max(known))
 
 
 def _check_files(output: Store, plan: RunPlan, row: RunRow | None, findings: Findings) -> set[int]:

@@ -4,17 +4,20 @@ Runs that are not complete, and anything else that lies in the folder, do not ex
 """
 
 import fnmatch
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 from fsspec import AbstractFileSystem
 
+from batchdet.analysis.history import read_history
 from batchdet.errors import NotFoundError, OutputError, StorageError
-from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store, mapped_errors
-from batchdet.storage.ledger import Ledger
+from batchdet.storage.ranged import RangedFile
 
 PROTOCOL = "batchdet-output"
 ROOT = f"{PROTOCOL}://output"
@@ -48,34 +51,30 @@ def list_committed(output: Store) -> CommittedFiles:
         SchemaVersionError: another schema version wrote it.
         StorageError: it cannot be listed.
     """
-    rows = Ledger(output).run_rows()
+    history = read_history(output)
+    rows = history.closed
     if not rows:
-        raise OutputError(_no_runs(output))
+        raise OutputError(
+            f"{output.uri}: no run has ended yet; run {history.run_ids[0]} is open, label goes on with it"
+        )
     complete = {row.run_id for row in rows if row.status == "complete"}
-    sizes = {name: size for name, size in _find(output, "runs").items() if _is_run(name, rows)}
+    row_files = {f"runs/{row.run_id}.parquet" for row in rows}
+    sizes = {name: size for name, size in _find(output, "runs").items() if name in row_files}
     for table in ("images", "detections"):
         sizes |= {name: size for name, size in _find(output, table).items() if _run_of(name) in complete}
     return CommittedFiles(output, dict(sorted(sizes.items())))
 
 
-def _no_runs(output: Store) -> str:
-    plans = Ledger(output).open_runs()
-    if plans:
-        return f"{output.uri}: no run has ended yet; run {plans[0].run_id} is open, `batchdet label` goes on with it"
-    return f"{output.uri}: no runs here; is this the --output of a `batchdet label`?"
-
-
 def _find(output: Store, folder: str) -> dict[str, int]:
     """Every file below the folder with its size; pages of a listing, no request per file."""
-    with mapped_errors(output.child_uri(folder)):
-        output.fs.invalidate_cache()
-        found = output.fs.find(output.path(folder), detail=True)
-    prefix = output.fs._strip_protocol(output.root).rstrip("/") + "/"
-    return {str(path).removeprefix(prefix): int(info["size"]) for path, info in found.items()}
 
+    def find() -> dict[str, dict[str, Any]]:
+        with mapped_errors(output.child_uri(folder)):
+            found: dict[str, dict[str, Any]] = output.fs.find(output.path(folder), detail=True)
+            return found
 
-def _is_run(name: str, rows: list[RunRow]) -> bool:
-    return any(name == f"runs/{row.run_id}.parquet" for row in rows)
+    prefix = output.path("").rstrip("/") + "/"
+    return {path.removeprefix(prefix): int(info["size"]) for path, info in output.patience.run(find).items()}
 
 
 def _run_of(name: str) -> str:
@@ -117,16 +116,26 @@ class CommittedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._size(path)
         return datetime.fromtimestamp(0, UTC)
 
-    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        """The file, for reading."""
-        store = self.files.store
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> IO[bytes] | RangedFile:
+        """The file, for reading: a small one whole, of a large one what is asked for."""
         size = self._size(path)
         if mode != "rb":
             raise PermissionError(f"{path}: the output can only be read")
-        options = {} if store.is_local else {"size": size, "cache_type": "all" if size <= _WHOLE_BYTES else "readahead"}
+        with self._noted():
+            if size <= _WHOLE_BYTES:
+                return io.BytesIO(self.files.store.read_bytes(_name(path)))
+            source = self.files.store.open_input(_name(path))
+        return RangedFile(size, partial(self._read_range, source))
+
+    def _read_range(self, source: RangedFile, start: int, end: int) -> bytes:
+        with self._noted():
+            source.seek(start)
+            return source.read(end - start)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
         try:
-            with mapped_errors(store.child_uri(_name(path))):
-                return store.fs.open(store.path(_name(path)), "rb", **options)
+            yield
         except StorageError as error:
             self.failure = error
             raise

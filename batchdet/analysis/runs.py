@@ -1,10 +1,10 @@
-"""The runs of an output, newest first, closed and open. Knows no images."""
+"""The list of runs, newest first, open ones with how far they are. Knows no images."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from batchdet.errors import OutputError
+from batchdet.analysis.history import read_history
 from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store
 from batchdet.storage.ledger import Ledger
@@ -41,18 +41,12 @@ def list_runs(output: Store) -> list[Run]:
 
     Raises:
         OutputError: there is none.
-        SchemaVersionError: another schema version wrote it.
+        StorageError: the output cannot be read.
     """
     ledger = Ledger(output)
-    runs: list[Run] = [*ledger.run_rows(), *(_describe(ledger, plan) for plan in ledger.open_runs())]
-    if not runs:
-        raise OutputError(f"{output.uri}: no runs here; is this the --output of a `batchdet label`?")
+    history = read_history(output)
+    runs: list[Run] = [*history.closed, *(_describe(ledger, plan) for plan in history.open)]
     return sorted(runs, key=lambda run: run.run_id, reverse=True)
-
-
-def as_record(run: Run) -> dict[str, Any]:
-    """A run as column name to value."""
-    return asdict(run)
 
 
 def _describe(ledger: Ledger, plan: RunPlan) -> OpenRun:

@@ -74,13 +74,13 @@ _VIEWS = (
     ),
     _View(
         "current_candidates",
-        "every stored detection of the current labelled images, accepted or not",
+        "every stored detection of the current images, accepted or not; a failed image has none",
         f"SELECT {_DETECTION_COLUMNS} FROM all_detections d INNER JOIN current_images i "  # noqa: S608
-        "ON d.run_id = i.run_id AND d.image_uri = i.image_uri WHERE i.status = 'labelled'",
+        "ON d.run_id = i.run_id AND d.image_uri = i.image_uri",
     ),
     _View(
         "current_detections",
-        "the accepted detections of the current labelled images",
+        "the accepted detections of the current images",
         f"SELECT {', '.join([*DETECTIONS.names, 'run_id'])} FROM current_candidates WHERE accepted",  # noqa: S608
     ),
     _View(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from batchdet.cli.options import AsJson
-from batchdet.cli.output import print_json, print_table
+from batchdet.cli.output import print_json, print_table, print_text
 from batchdet.progress import open_progress
 
 
@@ -48,5 +48,5 @@ def demo(
         ("Parquet", result.folder / "labels"),
     ]
     print_table(("demo", run.run_id), rows)
-    sys.stdout.write(f'\nbatchdet query {result.folder / "labels"} "{" ".join(result.question.split())}"\n\n')
+    print_text(f'\nbatchdet query {result.folder / "labels"} "{" ".join(result.question.split())}"\n\n')
     print_table(tuple(result.answer[0]), [tuple(row.values()) for row in result.answer])

@@ -5,19 +5,17 @@ torch and Ray are imported inside the commands: a mistake in the job is said bef
 
 import math
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from batchdet.cli.options import AsJson, Settings, read_settings
+from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings
 from batchdet.cli.output import print_json, print_table
+from batchdet.cli.runner import build_runner
 from batchdet.config import JobConfig, load_job
 from batchdet.progress import open_progress
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
-
-if TYPE_CHECKING:
-    from batchdet.run import Runner
 
 SUMMARY = (
     "status",
@@ -34,9 +32,6 @@ JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The j
 Source = Annotated[str | None, typer.Option(metavar="URI", help="Prefix, glob or manifest of images.")]
 Output = Annotated[str | None, typer.Option(metavar="URI", help="Folder for the Parquet tables.")]
 Model = Annotated[str | None, typer.Option(metavar="REF", help="torchvision:NAME[@WEIGHTS], a registry or a file.")]
-Ray = Annotated[
-    str, typer.Option(metavar="auto|local|off|ADDRESS", help="A running cluster or one of its own; off: no Ray.")
-]
 
 
 def label(
@@ -45,7 +40,7 @@ def label(
     output: Output = None,
     model: Model = None,
     settings: Settings = None,
-    ray: Ray = "auto",
+    ray: RayAddress = "auto",
     new_run: Annotated[bool, typer.Option("--new-run", help="Close an open run as partial, do not resume it.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +49,7 @@ def label(
     from batchdet.run import label_bucket
 
     with open_progress(sys.stderr) as progress:
-        row = label_bucket(job, _runner(job, ray), progress, new_run=new_run)
+        row = label_bucket(job, build_runner(ray, job.cluster), progress, new_run=new_run)
     if as_json:
         print_json(row)
     else:
@@ -99,16 +94,6 @@ def _job(
     return load_job(
         job_file, {name: value for name, value in flags.items() if value is not None} | read_settings(settings)
     )
-
-
-def _runner(job: JobConfig, ray: str) -> "Runner":
-    if ray != "off":
-        from batchdet.cluster.driver import RayRunner
-
-        return RayRunner(ray)
-    from batchdet.labelling import InlineRunner, local_hardware
-
-    return InlineRunner(local_hardware(job.cluster))
 
 
 def _last_pace(job: JobConfig) -> float | None:

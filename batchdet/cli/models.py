@@ -31,8 +31,13 @@ def _list_references(as_json: bool) -> None:
         print_json(found)
         return
     rows = [
-        (model.reference, model.box_map, f"{model.num_parameters / 1e6:.1f} M", f"{model.megabytes:.0f} MB")
-        + (model.num_categories,)
+        (
+            model.reference,
+            model.box_map,
+            f"{model.num_parameters / 1e6:.1f} M",
+            f"{model.megabytes:.0f} MB",
+            model.num_categories,
+        )
         for model in found
     ]
     print_table(("reference", "COCO mAP", "parameters", "download", "categories"), rows)
@@ -46,8 +51,15 @@ def _list_registry(registry: str, settings: list[str] | None, as_json: bool) -> 
         print_json(found)
         return
     rows = [
-        (model.name, model.version, "promoted" if model.is_promoted else "", model.architecture, model.metrics.get("map"))
-        + (len(model.categories) - 1, model.reference)
+        (
+            model.name,
+            model.version,
+            "promoted" if model.is_promoted else "",
+            model.architecture,
+            model.metrics.get("map"),
+            len(model.categories) - 1,
+            model.reference,
+        )
         for model in found
     ]
     print_table(("name", "version", "live", "architecture", "mAP", "categories", "reference"), rows)

@@ -6,7 +6,7 @@ import typer
 import yaml
 
 from batchdet.config import StorageConfig, load_job
-from batchdet.errors import ConfigError
+from batchdet.errors import ConfigError, OutputError, StorageError
 from batchdet.storage.filesystem import Store, open_store
 
 OutputUri = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of `batchdet label`.")]
@@ -14,6 +14,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job, as `policy.score_threshold=0.6`; repeat."),
+]
+RayAddress = Annotated[
+    str, typer.Option(metavar="auto|local|off|ADDRESS", help="A running cluster or one of its own; off: no Ray.")
 ]
 StorageSettings = Annotated[
     list[str] | None,
@@ -57,6 +60,10 @@ def open_output(uri: str, settings: list[str] | None) -> Store:
 
     Raises:
         ConfigError: a setting is not one of `storage.output`.
-        StorageError: no filesystem serves the URI.
+        OutputError: no filesystem serves the URI.
     """
-    return open_store(uri, storage_config(settings, "storage.output.").output)
+    options = storage_config(settings, "storage.output.").output
+    try:
+        return open_store(uri, options)
+    except StorageError as error:
+        raise OutputError(f"output {error}") from error

@@ -45,7 +45,7 @@ def _may_be_running() -> bool:
 
 def _cluster(address: str) -> Iterator[Fact]:
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    total = ray.cluster_resources()
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     memory = total.get("memory", 0.0) / (1 << 30)
     finding = f"{len(nodes)} nodes, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs, {memory:.0f} GiB"
     yield Fact("cluster", "ok", f"{address}: {finding}")
@@ -69,7 +69,9 @@ def _node_fact(node: dict[str, Any], answer: "ray.ObjectRef[dict[str, str]]", he
     except ray.exceptions.RayError as error:
         reason = str(error).strip().rpartition("\n")[2]
         return Fact(name, "fail", f"cannot run batchdet: {reason}")
-    differing = [f"{package} {there.get(package)} (here {mine})" for package, mine in here.items() if there.get(package) != mine]
+    differing = [
+        f"{package} {there.get(package)} (here {mine})" for package, mine in here.items() if there.get(package) != mine
+    ]
     if differing:
         return Fact(name, "warn", f"other versions than here: {', '.join(differing)}")
     return Fact(name, "ok", f"batchdet {there['batchdet']}, python {there['python']}")

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from batchdet.analysis.audit import Receipt, audit_run
+from batchdet.analysis.audit import audit_run
 from batchdet.analysis.query import ask
+from batchdet.analysis.receipt import Receipt
 from batchdet.config import JobConfig, load_job
 from batchdet.demo.broken import draw_broken
 from batchdet.demo.scenes import Scene, draw_scenes

@@ -3,11 +3,10 @@
 import importlib.util
 import os
 from collections.abc import Mapping
-from contextlib import closing
 from typing import Any
 
 from batchdet.config import EXTENSIONS
-from batchdet.errors import OutputError, SourceError, StorageError
+from batchdet.errors import SourceError, StorageError
 from batchdet.records import Fact
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.listing import list_images
@@ -27,8 +26,7 @@ def storage_facts() -> list[Fact]:
 def source_fact(uri: str, options: Mapping[str, Any]) -> Fact:
     """Whether the source can be listed: its first page is."""
     try:
-        with closing(list_images(uri, options, EXTENSIONS)) as batches:
-            count = next(batches).num_rows
+        count = next(list_images(uri, options, EXTENSIONS)).num_rows
     except (SourceError, StorageError) as error:
         return Fact("source", "fail", str(error))
     return Fact("source", "ok", f"{uri}: {count} images or more")
@@ -38,7 +36,7 @@ def output_fact(uri: str, options: Mapping[str, Any]) -> Fact:
     """Whether the output can be written."""
     try:
         open_store(uri, options).probe_writable()
-    except (OutputError, StorageError) as error:
+    except StorageError as error:
         return Fact("output", "fail", str(error))
     return Fact("output", "ok", f"{uri}: can be written")
 

@@ -57,7 +57,7 @@ def _folders(store: Store, name: str = "") -> list[str]:
 def _versions_of(registry: Store, name: str) -> Iterator[ModelVersion]:
     promoted = None
     if registry.exists(f"{name}/{PROMOTED_NAME}"):
-        promoted = promoted_version(open_child(registry, name))
+        promoted = promoted_version(open_store(registry.child_uri(name), registry.options))
     for version in _folders(registry, name):
         try:
             card = json.loads(registry.read_bytes(f"{name}/{version}/{CARD_NAME}"))
@@ -75,8 +75,3 @@ def _versions_of(registry: Store, name: str) -> Iterator[ModelVersion]:
         except (ValueError, KeyError, TypeError) as error:
             uri = registry.child_uri(f"{name}/{version}/{CARD_NAME}")
             raise ModelError(f"{uri} is not a model card: {error!r}") from error
-
-
-def open_child(store: Store, name: str) -> Store:
-    """The folder below a store as a store of its own."""
-    return Store(uri=store.child_uri(name), fs=store.fs, root=store.path(name))

@@ -123,13 +123,23 @@ TAMPERINGS = [
     ("images", put("failure_code", 1, None), "statuses are sound", "s3://b/b (failed) lacks a stage and a code"),
     ("images", put("num_detections", 0, 3), "counts are the detections'", "s3://b/a has 3 stored and 2 accepted"),
     ("images", put("num_candidates", 0, 2), "counts are the detections'", "s3://b/a"),
-    ("images", stamp(b"batchdet.model_digest", b"other"), "files carry the run's stamp", "batchdet.model_digest is other"),
+    (
+        "images",
+        stamp(b"batchdet.model_digest", b"other"),
+        "files carry the run's stamp",
+        "batchdet.model_digest is other",
+    ),
     ("images", stamp(b"batchdet.policy_digest", b"other"), "files carry the run's stamp", "policy_digest"),
     ("images", stamp(b"batchdet.run_id", b"other"), "files carry the run's stamp", "run_id"),
     ("images", stamp(b"batchdet.schema_version", b"9"), "files carry the run's stamp", "schema_version is 9, not 1"),
     ("images", lambda table: table.drop_columns(["etag"]), "columns are the schema's", "no column etag"),
     ("detections", twice, "detections are in order", "row 3, of s3://b/a"),
-    ("detections", lambda table: table.slice(0, 2), "counts are the detections'", "s3://b/a has 2 stored and 2 accepted"),
+    (
+        "detections",
+        lambda table: table.slice(0, 2),
+        "counts are the detections'",
+        "s3://b/a has 2 stored and 2 accepted",
+    ),
     ("detections", put("accepted", 0, False), "counts are the detections'", "1 accepted"),
     ("detections", put("image_uri", 2, "s3://b/b"), "detections belong to labelled images", "s3://b/b is failed"),
     ("detections", put("image_uri", 2, "s3://b/x"), "detections belong to labelled images", "s3://b/x is no image"),
@@ -170,7 +180,9 @@ def test_missing_extra_and_damaged_files_are_found(output: Store) -> None:
     assert "shard-00001.parquet is not Parquet" in found["columns are the schema's"]
     shard(output, "images", 1).unlink()
     found = failed(audit_run(output))
-    assert "images/run_id=20260302T120000Z-00000001/shard-00001.parquet is missing" in found["shard files are the plan's"]
+    assert (
+        "images/run_id=20260302T120000Z-00000001/shard-00001.parquet is missing" in found["shard files are the plan's"]
+    )
     assert "listed = labelled + failed + unchanged" in found
 
 
@@ -182,7 +194,7 @@ def test_a_run_row_that_disagrees_is_found(output: Store, name: str) -> None:
 
 
 def test_an_unknown_run_is_said(output: Store) -> None:
-    with pytest.raises(OutputError, match="--run nope: .* newest is"):
+    with pytest.raises(OutputError, match=r"--run nope: .* newest is"):
         audit_run(output, "nope")
 
 

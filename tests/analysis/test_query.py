@@ -129,7 +129,7 @@ def test_no_run_is_said_in_one_line(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_a_storage_error(faulty_bucket: Bucket, faults: FaultProxy) -> None:
     output = open_store(f"s3://{faulty_bucket.name}/out", {})
     whole_run(output, 1, {"s3://b/a": Image(1)})
-    faults.add(Fault("detections/run_id", "status", status=403, method="GET"))
+    faults.add(Fault("detections/run_id", "status", status=403, code="AccessDenied", method="GET"))
     with pytest.raises(StorageError, match="detections/"):
         rows(output, "SELECT * FROM all_detections")
 

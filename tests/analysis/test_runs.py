@@ -7,7 +7,7 @@ import pytest
 from batchdet.analysis.runs import OpenRun, list_runs
 from batchdet.errors import OutputError
 from batchdet.storage.filesystem import open_store
-from tests.analysis.outputs import close, commit, open_run, run_id, whole_run, Image
+from tests.analysis.outputs import Image, close, commit, open_run, run_id, whole_run
 
 
 def test_newest_first_with_what_is_open(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sqlglot import exp
 from batchdet.analysis.query import print_views
 from batchdet.analysis.views import BASE_TABLES, Dialect, view_script, view_statements
 from batchdet.storage.filesystem import open_store
-from tests.analysis.outputs import Image, whole_run
+from tests.analysis.outputs import Image, close, commit, open_run, whole_run
 
 ALL = frozenset(table.folder for table in BASE_TABLES)
 VIEWS = {"current_images", "current_candidates", "current_detections", "failures"}
@@ -46,9 +46,18 @@ def test_a_hostile_folder_stays_one_literal(dialect: Dialect) -> None:
 def test_the_printed_text_runs_in_a_duckdb_of_its_own(tmp_path: Path) -> None:
     output = open_store(str(tmp_path / "it's [1]*? out"), {})
     whole_run(output, 1, {"s3://b/a": Image(2, 1), "s3://b/b": Image(failure="empty")})
+    partial = open_run(output, 2, {"s3://b/a": "2", "s3://b/c": "2", "s3://b/d": "2"})
+    commit(output, partial, {"s3://b/a": Image(5)}, [0])
+    close(output, partial, "partial")
+    commit(output, open_run(output, 3, {"s3://b/a": "3", "s3://b/b": "3"}), {"s3://b/a": Image(5)})
     with duckdb.connect() as connection:
         connection.execute(print_views(output, Dialect.DUCKDB))
-        for view, count in {"current_images": 2, "current_candidates": 3, "current_detections": 2, "failures": 1}.items():
+        for view, count in {
+            "current_images": 2,
+            "current_candidates": 3,
+            "current_detections": 2,
+            "failures": 1,
+        }.items():
             assert connection.execute(f"SELECT count(*) FROM {view}").fetchone() == (count,), view
         described = connection.execute("DESCRIBE current_detections").fetchall()
     assert ("category", "VARCHAR") in {(name, kind) for name, kind, *_ in described}

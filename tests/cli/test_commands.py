@@ -20,6 +20,7 @@ from tests.analysis.outputs import Image, commit, open_run, run_id, whole_run
 
 SURFACE = {
     "audit": ["--json", "--run", "--set", "OUTPUT"],
+    "demo": ["--dir", "--json"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
     "label": ["--json", "--model", "--new-run", "--output", "--ray", "--set", "--source", "[JOB.yaml]"],
     "models list": ["--json", "--set", "[REGISTRY]"],
@@ -112,6 +113,31 @@ def test_sql(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["dialect"] == "duckdb"
 
 
+def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "b #1.PNG", "c.txt"):
+        (folder / name).write_bytes(b"not read")
+    whole_run(open_store(str(tmp_path / "out"), {}), 1, {f"file://{folder}/a.jpg": Image(1)})
+    wanted = ["--source", str(folder), "--output", str(tmp_path / "out"), "--model", "torchvision:ssd300_vgg16"]
+    assert main(["plan", *wanted, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "listed": 2,
+        "new": 1,
+        "changed": 1,
+        "failed_retry": 0,
+        "unchanged": 0,
+        "to_label": 2,
+        "shards": 1,
+        "estimated_seconds": 0.2,
+    }
+    assert "listing:" not in captured.err
+    assert main(["plan", *wanted]) == 0
+    assert "to_label\t2" in capsys.readouterr().out
+    assert not list((tmp_path / "out" / "_plans").glob("*/plan.json"))[1:]
+
+
 MISTAKES = [
     (["frob"], "No such command 'frob'"),
     (["runs"], "Missing argument 'OUTPUT'; see batchdet runs --help"),
@@ -127,8 +153,14 @@ MISTAKES = [
     (["label", "--ray", "somewhere", "--source", "x", "--output", "y", "--model", "torchvision:nope"], "nope"),
     (["plan", "--set", "nothing"], "--set nothing: expected path.to.field=value"),
     (["plan", "--set", "a=[1"], "--set a: '[1' is not a YAML value"),
-    (["plan", "--set", "policy.frob=1", "--source", "x", "--output", "y", "--model", "m"], "policy.frob: unknown field"),
-    (["plan", "--source", "x", "--output", "y", "--model", "m", "--set", "policy.score_threshold=7"], "score_threshold"),
+    (
+        ["plan", "--set", "policy.frob=1", "--source", "x", "--output", "y", "--model", "m"],
+        "policy.frob: unknown field",
+    ),
+    (
+        ["plan", "--source", "x", "--output", "y", "--model", "m", "--set", "policy.score_threshold=7"],
+        "score_threshold",
+    ),
     (["plan", "{tmp}/job.yaml"], "job.yaml"),
     (["plan", "--source", "{tmp}/none", "--output", "{tmp}/o", "--model", "torchvision:ssd300_vgg16"], "{tmp}/none"),
     (["models"], "Missing command; see batchdet models --help"),
@@ -240,7 +272,9 @@ def test_the_doctor_exits_1_when_something_fails(tmp_path: Path, capsys: pytest.
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "batchdet", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False, **options
+    )
 
 
 def test_a_process_of_its_own(output: Path) -> None:
@@ -294,3 +328,12 @@ def test_reading_commands_load_neither_torch_nor_ray(output: Path) -> None:
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, ""), arguments
+
+
+def test_the_doctor_looks_at_a_cluster_of_its_own() -> None:
+    done = run("doctor", "--ray", "local", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = {fact["name"].split()[0]: fact for fact in json.loads(done.stdout)}
+    assert facts["cluster"]["finding"].startswith("local: 1 nodes")
+    assert facts["node"] == {**facts["node"], "state": "ok"}
+    assert f"batchdet {__version__}" in facts["node"]["finding"]
