@@ -12,7 +12,15 @@ from torchvision.models.detection.ssd import SSD
 
 from batchdet.demo.card import write_model_folder
 from batchdet.demo.pool import INPUT_SIDE, Pool, draw_pool, make_batch
-from batchdet.demo.train_checkpoint import CATEGORIES, MovingAverage, evaluate, loss_of, new_model
+from batchdet.demo.train_checkpoint import (
+    CATEGORIES,
+    METRICS_SEED,
+    MovingAverage,
+    evaluate,
+    loss_of,
+    new_model,
+    publish,
+)
 from batchdet.demo.truth import ImageFindings, ImageTruth, TruthScore, score_against_truth
 
 
@@ -81,3 +89,16 @@ def test_the_card_tells_of_the_weights_beside_it(model: SSD, tmp_path: Path) -> 
     stored = safetensors.torch.load(data)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(stored[name].to(tensor.dtype), tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_published_is_measured_as_stored(model: SSD, pool: Pool, tmp_path: Path) -> None:
+    flattering = TruthScore(map=0.9, map_50=0.9, per_category={}, num_images=1, num_objects=1)
+    write_model_folder(tmp_path / "best", model, CATEGORIES, flattering, {"steps": 5})
+    score = publish(tmp_path, pool)
+    promoted = json.loads((tmp_path / "scenes" / "promoted.json").read_text(encoding="utf-8"))["version"]
+    version = tmp_path / "scenes" / promoted
+    card = json.loads((version / "model.json").read_text(encoding="utf-8"))
+    assert card["metrics"]["map"] == pytest.approx(score.map, abs=1e-4)
+    assert card["metrics"]["num_images"] == len(pool.boxes)
+    assert card["lineage"] == {"steps": 5, "metrics_seed": METRICS_SEED}
+    assert (version / "model.safetensors").read_bytes() == (tmp_path / "best" / "model.safetensors").read_bytes()
