@@ -1,0 +1,123 @@
+"""Postprocessing against torchvision's on made head outputs: prints the ratio of CPU times, stock / ours.
+
+Run from the repository root: `python -m tests.benchmarks.postprocess [--quick]`. Knows no network and no images.
+Both sides get the same tensors in turn, on one thread; the median of process CPU time is compared.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import torch
+from torchvision.models.detection.image_list import ImageList
+
+from batchdet.engine import rcnn, ssd
+from tests.engine.outputs import (
+    region_outputs,
+    roi_heads_without_network,
+    rpn_outputs,
+    rpn_without_network,
+    ssd_outputs,
+    ssd_without_network,
+    stock_proposals,
+)
+
+Pair = tuple[Callable[[], object], Callable[[], object]]
+BATCHES = (1, 8, 32)
+THRESHOLDS = (0.01, 0.05, 0.3)
+
+
+def ssd_cases(kind: str, num_classes: int, background: float = 8.0) -> Iterator[tuple[str, int, Pair]]:
+    """Stock and ours from head outputs to detections, for every batch size and threshold."""
+    model = ssd_without_network(kind, num_classes)
+    sizes = [(model.transform.fixed_size[0],) * 2]
+    for count in BATCHES:
+        outputs = ssd_outputs(model, kind, count, num_classes, background)
+        heads = {"bbox_regression": outputs.offsets, "cls_logits": outputs.logits}
+        boxes = [outputs.default_boxes] * count
+        for threshold in THRESHOLDS:
+            model.score_thresh = threshold
+            yield (
+                f"{kind} {num_classes} classes, threshold {threshold}",
+                count,
+                (
+                    lambda: model.postprocess_detections(heads, boxes, sizes * count),  # noqa: B023
+                    lambda: ssd.postprocess(outputs, sizes * count, model),  # noqa: B023
+                ),
+            )
+
+
+def proposal_cases(kind: str, shape: tuple[int, int]) -> Iterator[tuple[str, int, Pair]]:
+    """Stock and ours from the proposal head's outputs to proposals."""
+    rpn = rpn_without_network(kind)
+    for count in (1, 4, 8):
+        outputs = rpn_outputs(kind, count, shape)
+        (anchors,) = rpn.anchor_generator(ImageList(outputs.images.tensors, [shape]), outputs.objectness)
+        sizes = outputs.images.image_sizes
+        yield (
+            f"proposals {kind}",
+            count,
+            (
+                lambda: stock_proposals(rpn, outputs),  # noqa: B023
+                lambda: rcnn.propose_from(rpn, outputs.objectness, outputs.deltas, anchors, sizes),  # noqa: B023
+            ),
+        )
+
+
+def region_cases(per_image: int) -> Iterator[tuple[str, int, Pair]]:
+    """Stock and ours from the region head's outputs to detections."""
+    heads = roi_heads_without_network()
+    for count in BATCHES:
+        logits, codes, proposals = region_outputs(per_image, count, 91, (800, 1088))
+        boxes, sizes = list(proposals.boxes.split(per_image)), [(800, 1088)] * count
+        for threshold in THRESHOLDS:
+            heads.score_thresh = threshold
+            yield (
+                f"regions {per_image} an image, threshold {threshold}",
+                count,
+                (
+                    lambda: heads.postprocess_detections(logits, codes, boxes, sizes),  # noqa: B023
+                    lambda: rcnn.postprocess(heads, logits, codes, proposals, sizes),  # noqa: B023
+                ),
+            )
+
+
+def compare(pair: Pair, rounds: int) -> tuple[float, float]:
+    """Median CPU milliseconds of both sides, taken in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):
+        for side, spent in zip(pair, times, strict=True):
+            start = time.process_time()
+            side()
+            spent.append((time.process_time() - start) * 1e3)
+    stock, ours = (median(spent[1:]) for spent in times)
+    return stock, ours
+
+
+def main() -> None:
+    """Print one line per case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three rounds a case instead of fifteen")
+    rounds = 3 if parser.parse_args().quick else 15
+    torch.set_num_threads(1)
+    cases = [
+        ssd_cases("ssd300", 91),
+        ssd_cases("ssdlite320", 91),
+        ssd_cases("ssd300", 21),
+        ssd_cases("ssdlite320", 5, 6.0),
+        proposal_cases("resnet50", (800, 1088)),
+        proposal_cases("mobilenet320", (320, 448)),
+        region_cases(1000),
+        region_cases(150),
+    ]
+    print(f"{'case':44} {'batch':>5} {'stock ms/image':>15} {'ours':>8} {'ratio':>6}")
+    with torch.inference_mode():
+        for family in cases:
+            for name, count, pair in family:
+                stock, ours = compare(pair, rounds)
+                print(f"{name:44} {count:5} {stock / count:15.2f} {ours / count:8.2f} {stock / ours:5.1f}×", flush=True)
+
+
+if __name__ == "__main__":
+    main()
