@@ -6,7 +6,7 @@ DIR/sheet.jpg      pictures with their accepted boxes
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +146,7 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         store.write_bytes(name, data)
 
 
-def _findings(rows: list[Mapping[str, Any]]) -> ImageFindings:
+def _findings(rows: Sequence[Mapping[str, Any]]) -> ImageFindings:
     return ImageFindings(
         boxes=np.array([[row[side] for side in ("xmin", "ymin", "xmax", "ymax")] for row in rows], np.float32),
         scores=np.array([row["score"] for row in rows], np.float32),
@@ -154,19 +154,19 @@ def _findings(rows: list[Mapping[str, Any]]) -> ImageFindings:
     )
 
 
-def _by_name(found: list[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _by_name(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in found:
         rows.setdefault(row["image_uri"].rpartition("/")[2], []).append(row)
     return rows
 
 
-def _score(scenes: list[Scene], found: list[Mapping[str, Any]], categories: tuple[str, ...]) -> TruthScore:
+def _score(scenes: list[Scene], found: Sequence[Mapping[str, Any]], categories: tuple[str, ...]) -> TruthScore:
     truth = {scene.name: ImageTruth(scene.boxes, scene.labels) for scene in scenes}
     return score_against_truth(truth, {name: _findings(rows) for name, rows in _by_name(found).items()}, categories)
 
 
-def _shown(scenes: list[Scene], found: list[Mapping[str, Any]]) -> list[SheetPicture]:
+def _shown(scenes: list[Scene], found: Sequence[Mapping[str, Any]]) -> list[SheetPicture]:
     rows = _by_name([row for row in found if row["accepted"]])
     shown = [scene for scene in scenes if scene.name in rows][:NUM_SHOWN]
     return [_picture(scene, _findings(rows[scene.name])) for scene in shown]
