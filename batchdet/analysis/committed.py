@@ -127,7 +127,7 @@ class CommittedFileSystem(AbstractFileSystem):  # type: ignore[misc]
             source = self.files.store.open_input(_name(path))
         return RangedFile(size, partial(self._read_range, source))
 
-    def _read_range(self, source: RangedFile, start: int, end: int) -> bytes:
+    def _read_range(self, source: IO[bytes], start: int, end: int) -> bytes:
         with self._noted():
             source.seek(start)
             return source.read(end - start)

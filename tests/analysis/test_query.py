@@ -139,7 +139,11 @@ def test_no_file_outside_the_committed_ones_exists(tmp_path: Path) -> None:
     plan = whole_run(output, 1, {"s3://b/a": Image(1)})
     (tmp_path / "secret").write_text("secret")
     for path in ("../secret", f"_plans/{plan.run_id}/plan.json", "*/secret"):
-        assert rows(output, f"SELECT * FROM read_text('batchdet-output://output/{path}')") == []
+        try:
+            found = rows(output, f"SELECT * FROM read_text('batchdet-output://output/{path}')")
+        except ConfigError:
+            continue  # DuckDB before 2.0 refuses `..` itself
+        assert found == []
 
 
 def test_values_of_every_type_come_back(tmp_path: Path) -> None:
