@@ -20,7 +20,7 @@ def clip_to_frames(boxes: Tensor, image_index: Tensor, frames: Sequence[Frame]) 
         frames: B frames.
     """
     limits = torch.tensor([(w, h, w, h) for h, w in frames], dtype=boxes.dtype, device=boxes.device).reshape(-1, 4)
-    return torch.minimum(boxes.clamp(min=0), limits[image_index])
+    return torch.minimum(boxes.clamp(min=0), limits.index_select(0, image_index))
 
 
 def rescale(boxes: Tensor, image_index: Tensor, sizes: Sequence[Frame], originals: Sequence[Frame]) -> Tensor:
@@ -38,4 +38,4 @@ def rescale(boxes: Tensor, image_index: Tensor, sizes: Sequence[Frame], original
     resized = torch.tensor(sizes, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
     original = torch.tensor(originals, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
     ratio = (original / resized)[:, [1, 0, 1, 0]]
-    return clip_to_frames(boxes * ratio[image_index], image_index, originals)
+    return clip_to_frames(boxes * ratio.index_select(0, image_index), image_index, originals)
