@@ -17,7 +17,7 @@ TRICK_LIMIT = {"cpu": 1_000, "cuda": 25_000}
 CHUNK_PAIRS = 1 << 18
 """Pairs compared together: their columns stay in a core's cache."""
 
-FIRST_ROUND, GROWTH = 32, 4
+FIRST_ROUND, GROWTH = 32, 8
 """Entries of a segment settled in the first round of a sweep, and how much larger each next round is."""
 LENIENT, ROUNDING = 1 - 1e-5, 1e-3
 """Factor of a threshold and pixels of a place that cover float32 rounding where pairs are only ruled out."""
@@ -41,21 +41,21 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, image_index: Tens
     counts = torch.bincount(image_index)
     shifted = counts <= TRICK_LIMIT[boxes.device.type]
     framed = _competing_frame(boxes, groups, image_index, shifted)
-    segments = image_index * (groups.max() + 1) + groups
     if boxes.device.type != "cpu":
-        return sweep_nms(framed, segments, iou_threshold)
+        return sweep_nms(framed, image_index * (groups.max() + 1) + groups, iou_threshold)
     # Few boxes: torchvision's kernel skips what is gone already, and one call an image costs less than pairs.
-    keep = torch.zeros(boxes.shape[0], dtype=torch.bool)
-    sizes = counts.tolist()
-    for kept, box, score, small in zip(
-        *(torch.split(column, sizes) for column in (keep, framed, scores)), shifted.tolist(), strict=True
-    ):
-        if small:
-            kept[torchvision.ops.nms(box, score, iou_threshold)] = True
-    crowded = ~shifted[image_index]
-    if bool(crowded.any()):
-        keep[crowded] = sweep_nms(framed[crowded], segments[crowded], iou_threshold)
-    return keep
+    kept, start, sparse = [], 0, shifted.tolist()
+    for size, few in zip(counts.tolist(), sparse, strict=True):
+        if few and size > 0:
+            part = slice(start, start + size)
+            kept.append(torchvision.ops.nms(framed[part], scores[part], iou_threshold).add_(start))
+        start += size
+    if not all(sparse):
+        crowded = (~shifted).index_select(0, image_index).nonzero().squeeze(1)
+        image, group = image_index.index_select(0, crowded), groups.index_select(0, crowded)
+        left = sweep_nms(framed.index_select(0, crowded), image * (groups.max() + 1) + group, iou_threshold)
+        kept.append(crowded[left])
+    return torch.zeros_like(image_index, dtype=torch.bool).index_fill_(0, torch.cat(kept), True)
 
 
 def _competing_frame(boxes: Tensor, groups: Tensor, image_index: Tensor, shifted: Tensor) -> Tensor:

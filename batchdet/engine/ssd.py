@@ -18,7 +18,7 @@ from batchdet.engine.candidates import any_per_image, best_first, confident_entr
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
-from batchdet.engine.frames import Frame, clip_to_frames, rescale
+from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
 from batchdet.engine.nms import batched_nms
 
 MOBILENET_C4 = 13
@@ -132,7 +132,7 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
 
     anchors, labels = entries // num_classes, entries % num_classes
     codes = outputs.offsets.reshape(-1, 4).index_select(0, anchors)
-    boxes = model.box_coder.decode_single(codes, outputs.default_boxes.index_select(0, anchors % num_anchors))
+    boxes = decode_boxes(model.box_coder, codes, outputs.default_boxes.index_select(0, anchors % num_anchors))
     boxes = clip_to_frames(boxes, images, sizes)
     keep = batched_nms(boxes, scores, labels, images, model.nms_thresh)
     return keep_best(Detections(boxes, scores, labels, images, capped).select(keep), model.detections_per_img)
