@@ -21,10 +21,11 @@ def confident_entries(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tens
     # A class's score is at most sigmoid(its logit - the background's), so most rows need no softmax.
     margin = _row_max(rows[:, 1:]) - rows[:, 0]
     likely = (margin > math.log(score_thresh / (1 - score_thresh)) - LOGIT_MARGIN).nonzero().squeeze(1)
-    scores = rows[likely].softmax(dim=-1)
-    row, label = (scores[:, 1:] > score_thresh).nonzero(as_tuple=True)
-    label += 1
-    return likely[row] * num_classes + label, scores[row, label]
+    scores = rows.index_select(0, likely).softmax(dim=-1)
+    scores[:, 0] = 0  # The background is never an entry.
+    passing = (scores > score_thresh).flatten().nonzero().squeeze(1)
+    row = passing // num_classes
+    return passing + (likely.index_select(0, row) - row) * num_classes, scores.flatten().index_select(0, passing)
 
 
 def _row_max(rows: Tensor) -> Tensor:

@@ -42,9 +42,11 @@ class Detections:
 
     def select(self, index: Tensor) -> "Detections":
         """The detections at a bool [N] mask or int64 positions; `capped` stays."""
-        return Detections(
-            self.boxes[index], self.scores[index], self.labels[index], self.image_index[index], self.capped
-        )
+        # index_select copies several times as fast as indexing, and a mask is turned into positions once.
+        places = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
+        columns = (self.boxes, self.scores, self.labels, self.image_index)
+        boxes, scores, labels, image_index = (column.index_select(0, places) for column in columns)
+        return Detections(boxes, scores, labels, image_index, self.capped)
 
     def cpu(self) -> "Detections":
         """The same on the host."""

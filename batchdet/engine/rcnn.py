@@ -19,7 +19,7 @@ from batchdet.engine.candidates import best_first, confident_entries, keep_best
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
-from batchdet.engine.frames import Frame, clip_to_frames, rescale
+from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
 from batchdet.engine.nms import batched_nms
 
 SMALLEST_SIDE = 1e-2
@@ -130,7 +130,9 @@ def propose_from(
     levels = torch.repeat_interleave(torch.arange(len(tops), device=device), spans).repeat(num_images)
     images = torch.arange(num_images, device=device).repeat_interleave(per_image)
 
-    boxes = clip_to_frames(rpn.box_coder.decode_single(codes.reshape(-1, 4), anchors[chosen]), images, sizes)
+    boxes = clip_to_frames(
+        decode_boxes(rpn.box_coder, codes.reshape(-1, 4), anchors.index_select(0, chosen)), images, sizes
+    )
     capped = torch.zeros(num_images, dtype=torch.bool, device=device)
     found = Detections(boxes, scores, levels, images, capped)
     found = found.select(_has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh))
@@ -164,8 +166,9 @@ def postprocess(heads: Any, logits: Tensor, codes: Tensor, proposals: Detections
     """
     entries, scores = confident_entries(logits, heads.score_thresh)
     rows, labels = entries // logits.shape[1], entries % logits.shape[1]
-    images = proposals.image_index[rows]
-    boxes = heads.box_coder.decode_single(codes.reshape(-1, 4)[entries], proposals.boxes[rows])
+    images = proposals.image_index.index_select(0, rows)
+    codes = codes.reshape(-1, 4).index_select(0, entries)
+    boxes = decode_boxes(heads.box_coder, codes, proposals.boxes.index_select(0, rows))
     boxes = clip_to_frames(boxes, images, sizes)
     found = Detections(boxes, scores, labels, images, torch.zeros_like(proposals.capped))
     found = found.select(_has_sides(boxes, SMALLEST_SIDE))

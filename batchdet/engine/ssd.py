@@ -18,7 +18,7 @@ from batchdet.engine.candidates import any_per_image, best_first, confident_entr
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
-from batchdet.engine.frames import Frame, clip_to_frames, rescale
+from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
 from batchdet.engine.nms import batched_nms
 
 MOBILENET_C4 = 13
@@ -117,20 +117,22 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
         Detections in the resized frames. `capped`: the top-k of a class or the cap of an image removed entries.
     """
     num_images, num_anchors, num_classes = outputs.logits.shape
+    per_image = num_anchors * num_classes
     entries, scores = confident_entries(outputs.logits, model.score_thresh)
-    order = best_first(entries // (num_anchors * num_classes), scores)
-    entries, scores = entries[order], scores[order]
-    images = entries // (num_anchors * num_classes)
+    order = best_first(entries // per_image, scores)
+    entries, scores = entries.index_select(0, order), scores.index_select(0, order)
+    images = entries // per_image
     capped = torch.zeros(num_images, dtype=torch.bool, device=scores.device)
 
     if entries.shape[0] > model.topk_candidates:
         below = rank_in_segment(images * num_classes + entries % num_classes) >= model.topk_candidates
         capped = any_per_image(below, images, num_images)
-        entries, scores, images = entries[~below], scores[~below], images[~below]
+        top = (~below).nonzero().squeeze(1)
+        entries, scores, images = (column.index_select(0, top) for column in (entries, scores, images))
 
     anchors, labels = entries // num_classes, entries % num_classes
-    codes = outputs.offsets.reshape(-1, 4)[anchors]
-    boxes = model.box_coder.decode_single(codes, outputs.default_boxes[anchors % num_anchors])
+    codes = outputs.offsets.reshape(-1, 4).index_select(0, anchors)
+    boxes = decode_boxes(model.box_coder, codes, outputs.default_boxes.index_select(0, anchors % num_anchors))
     boxes = clip_to_frames(boxes, images, sizes)
     keep = batched_nms(boxes, scores, labels, images, model.nms_thresh)
     return keep_best(Detections(boxes, scores, labels, images, capped).select(keep), model.detections_per_img)
