@@ -10,7 +10,6 @@ from batchdet.cluster.readers import TaskBlocks
 from batchdet.labelling import SHARDS_IN_FLIGHT, Hardware, RunContext, ShardLabeller
 from batchdet.records import FailedImage, ImageRef, ShardReport
 
-
 LABELLER_OPTIONS: dict[str, Any] = {
     # Every retry passes through the driver, which counts attempts and isolates images that kill.
     "max_restarts": 0,
