@@ -14,6 +14,9 @@ from batchdet.errors import ConfigError
 EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp", "mpo", "heic", "heif")
 """File name endings listed as images, compared without regard to case."""
 
+_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
+"""The start of a URL that carries a user's password."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -124,9 +127,8 @@ class StorageConfig(_Section):
 
     @model_validator(mode="after")
     def _refuse_secrets(self) -> "StorageConfig":
-        for place, options in (("source", self.source), ("output", self.output)):
-            for path in _secret_paths(options):
-                raise ValueError(f"storage.{place}.{path} looks like a secret; put it in the environment instead")
+        for path in _secret_paths({"source": self.source, "output": self.output}):
+            raise ValueError(f"storage.{path} looks like a secret; put it in the environment instead")
         return self
 
 
@@ -151,6 +153,14 @@ class JobConfig(_Section):
     """When to give up."""
     storage: StorageConfig = Field(default_factory=StorageConfig)
     """fsspec options."""
+
+    @model_validator(mode="after")
+    def _refuse_passwords(self) -> "JobConfig":
+        places = {"source": self.source, "output": self.output, "model.reference": self.model.reference}
+        for field, uri in places.items():
+            if _PASSWORD.match(uri):
+                raise ValueError(f"{field} holds a password; put credentials in the environment instead")
+        return self
 
     @model_validator(mode="after")
     def _refuse_void_policy(self) -> "JobConfig":
@@ -184,7 +194,7 @@ def load_job(path: str | Path | None, overrides: dict[str, Any]) -> JobConfig:
     try:
         return JobConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from error
+        raise ConfigError(_first_problem(error, tree)) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -210,21 +220,29 @@ def _set_dotted(tree: dict[str, Any], dotted: str, value: object) -> None:
     node[leaf] = value
 
 
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = _field_path(first["loc"])
+def _first_problem(error: ValidationError, tree: dict[str, Any]) -> str:
+    first, *others = error.errors()
+    where = _field_path(first["loc"], tree, is_missing=first["type"] == "missing")
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown field"
     if first["type"] == "missing":
         return f"{where}: required; give it in the job file, as a flag or with --set {where}=…"
     if first["type"] == "value_error":
         return str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {first['msg']} (got {first['input']!r})"
+    branches = [first, *(other for other in others if _field_path(other["loc"], tree, is_missing=False) == where)]
+    return f"{where}: {' or '.join(branch['msg'] for branch in branches)} (got {first['input']!r})"
 
 
-def _field_path(loc: tuple[int | str, ...]) -> str:
-    """The dotted field of an error, without the union branches pydantic adds (`literal['auto']`, `constrained-int`)."""
-    return ".".join(str(part) for part in loc if not re.search(r"[\[-]", str(part)))
+def _field_path(loc: tuple[int | str, ...], tree: dict[str, Any], is_missing: bool) -> str:
+    """The dotted field of an error: what of its place the job has, without the union branches pydantic adds."""
+    node: Any = tree
+    path = []
+    for part in loc[:-1] if is_missing else loc:
+        is_named = isinstance(node, dict) and part in node
+        if is_named or (isinstance(node, list) and isinstance(part, int)):
+            node = node[part]
+            path.append(part)
+    return ".".join(map(str, [*path, loc[-1]] if is_missing else path))
 
 
 def _secret_paths(options: dict[str, Any], prefix: str = "") -> list[str]:
@@ -234,6 +252,6 @@ def _secret_paths(options: dict[str, Any], prefix: str = "") -> list[str]:
         path = f"{prefix}{name}"
         if isinstance(value, dict):
             found += _secret_paths(value, f"{path}.")
-        elif isinstance(value, str) and any(word in name.lower() for word in words):
+        elif isinstance(value, str) and (any(word in name.lower() for word in words) or _PASSWORD.match(value)):
             found.append(path)
     return found

@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
 
 import torch
 
@@ -21,19 +20,14 @@ from batchdet.config import ClusterConfig, JobConfig
 from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.pipeline import detect_blocks
 from batchdet.engine.postfilter import PostFilter
-from batchdet.engine.prepare import prepare_block
 from batchdet.errors import ConfigError, InterruptedRunError, StorageError
 from batchdet.progress import Progress
-from batchdet.records import FailedImage, ImageOutcome, ImageRef, InputSpec, PreparedBlock, ShardReport
+from batchdet.reading import BlockSource, ThreadBlocks
+from batchdet.records import FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan, read_shard
-from batchdet.storage.prefetch import prefetch
-from batchdet.storage.reader import BlockReader
 from batchdet.storage.registry import fetch_model
-
-WINDOW_BYTES = 1 << 30
-"""Pixels a labeller holds ahead of its detector, whatever `reading.prefetch_blocks` says."""
 
 SHARDS_IN_FLIGHT = 2
 """Shards a labeller holds: one in the detector, the next already being read, the last still being committed."""
@@ -72,55 +66,6 @@ def local_hardware(config: ClusterConfig) -> Hardware:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = cores if config.cpus_per_labeller == "auto" else math.ceil(config.cpus_per_labeller)
     return Hardware("cuda" if has_gpu and config.gpus_per_labeller != 0 else "cpu", wanted)
-
-
-class BlockSource(Protocol):
-    """Where the blocks of a shard are read."""
-
-    def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> AbstractContextManager[Iterator[PreparedBlock]]:
-        """Begin to read at once, ahead of the consumer and within bounds; blocks come in plan order."""
-
-
-def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, max_pixels: int) -> PreparedBlock:
-    """Fetch, decode and resize one block: what every reader does, wherever it runs."""
-    started = time.perf_counter()
-    encoded = reader.fetch(refs)
-    seconds = time.perf_counter() - started
-    block = prepare_block(encoded, spec, max_pixels)
-    return replace(block, seconds={**block.seconds, "read": seconds})
-
-
-def cut_blocks(refs: Sequence[ImageRef], block_images: int) -> Iterator[Sequence[ImageRef]]:
-    """The images of a shard in blocks, plan order kept."""
-    for start in range(0, len(refs), block_images):
-        yield refs[start : start + block_images]
-
-
-class ThreadBlocks:
-    """Reads blocks in threads of this process."""
-
-    def __init__(self, job: JobConfig, threads: int) -> None:
-        self._job = job
-        self._threads = threads
-        self._reader = BlockReader(job.storage.source)
-
-    @contextmanager
-    def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> Iterator[Iterator[PreparedBlock]]:
-        """See `BlockSource`."""
-
-        def load(block: Sequence[ImageRef]) -> PreparedBlock:
-            return read_block(self._reader, block, spec, self._job.plan.max_pixels)
-
-        reading = self._job.reading
-        ahead = prefetch(
-            cut_blocks(refs, reading.block_images),
-            load,
-            depth=reading.prefetch_blocks,
-            max_bytes=WINDOW_BYTES,
-            threads=self._threads,
-        )
-        with closing(ahead):
-            yield ahead
 
 
 class ShardLabeller:

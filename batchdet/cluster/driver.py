@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from batchdet.cluster.capacity import labeller_demand, labellers_that_fit, require_room
 from batchdet.cluster.isolation import Suspect
@@ -27,6 +27,9 @@ from batchdet.storage.plan import read_shard
 POLL_SECONDS = 1.0
 """How long the driver waits for a report before it looks at the cluster again."""
 
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError)
+"""How Ray says that a labeller is gone: an actor ended by the node's memory monitor is no RayActorError."""
+
 
 class RayRunner:
     """Labels the shards of a run on a Ray cluster."""
@@ -38,8 +41,8 @@ class RayRunner:
         """See `batchdet.labelling.Runner`."""
         if not shard_ids:
             return
-        with connected(self._address, progress.log):
-            driver = Driver(context, shard_ids, progress)
+        with connected(self._address, progress.log) as may_grow:
+            driver = Driver(context, shard_ids, progress, may_grow)
             try:
                 driver.run()
             except RayTaskError:
@@ -76,7 +79,7 @@ class _Call:
 class Driver:
     """One run on the cluster the process is connected to."""
 
-    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: Progress, may_grow: bool) -> None:
         self._context = context
         self._progress = progress
         self._limits = context.job.limits
@@ -90,7 +93,9 @@ class Driver:
         self._setup_deaths = 0
         nodes = _living_nodes()
         self._demand = labeller_demand(context.job.cluster, nodes)
-        require_room(context.job.cluster, self._demand, nodes)
+        require_room(context.job.cluster, self._demand, nodes, may_grow)
+        if not labellers_that_fit(self._demand, nodes):
+            progress.log("no node has room for a labeller yet; waiting for the cluster to grow")
 
     def run(self) -> None:
         """Until every shard is committed or given up.
@@ -195,7 +200,7 @@ class Driver:
     def _settle(self, call: _Call, ref: Any) -> None:
         try:
             answer = ray.get(ref)
-        except RayActorError as error:
+        except DEATHS as error:
             self._labeller_died(call, error)
         except RayTaskError as error:
             self._labeller_refused(call, error)
@@ -220,9 +225,12 @@ class Driver:
         self._unfinished.discard(shard_id)
 
     def _labeller_refused(self, call: _Call, error: RayTaskError) -> None:
-        """An exception, not a death: storage trouble leaves the shard for another try, anything else ends the run."""
+        """An exception, not a death: trouble of storage or Ray leaves the shard for another try, a bug ends the run."""
         cause = error.cause
-        if call.kind == "setup" or not isinstance(cause, StorageError):
+        passes = isinstance(cause, StorageError) or (
+            isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+        )
+        if call.kind != "label" or not passes:
             raise cause if isinstance(cause, BatchdetError) else error
         call.member.shards.discard(call.shard_id)
         call.member.suspect = None
@@ -236,14 +244,14 @@ class Driver:
         self._unfinished.discard(shard_id)
         self._progress.log(f"shard {shard_id} stays open: {reason}")
 
-    def _labeller_died(self, call: _Call, error: RayActorError) -> None:
+    def _labeller_died(self, call: _Call, error: RayError) -> None:
         member = call.member
         self._lose(member)
-        lost_node = error.preempted or "node has died" in str(error)
+        lost_node = _is_lost_node(error)
         where = f"shards {sorted(member.shards)}" if member.shards else call.kind
         self._progress.log(f"a labeller died ({'its node was lost' if lost_node else 'process ended'}) with {where}")
         if call.kind == "setup":
-            self._count_setup_death(error)
+            self._count_setup_death(error, lost_node)
         elif member.suspect:
             self._suspect_died(member.suspect, call.kind, lost_node)
         for shard_id in sorted(member.shards):
@@ -253,8 +261,8 @@ class Driver:
             else:
                 self._suspects.append(Suspect(shard_id))
 
-    def _count_setup_death(self, error: RayActorError) -> None:
-        self._setup_deaths += 1
+    def _count_setup_death(self, error: RayError, lost_node: bool) -> None:
+        self._setup_deaths += 0 if lost_node else 1
         if self._setup_deaths >= self._limits.max_attempts_per_shard:
             raise ClusterError(
                 f"{self._setup_deaths} labellers in turn died while loading the model: {_reason(error)}"
@@ -279,6 +287,12 @@ class Driver:
 def _living_nodes() -> list[dict[str, float]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def _is_lost_node(error: RayError) -> bool:
+    if isinstance(error, NodeDiedError):
+        return True
+    return isinstance(error, RayActorError) and (error.preempted or "node has died" in str(error))
 
 
 def _reason(error: RayError) -> str:

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from batchdet.config import JobConfig
-from batchdet.labelling import WINDOW_BYTES, cut_blocks, read_block
+from batchdet.reading import WINDOW_BYTES, cut_blocks, read_block
 from batchdet.records import FailedImage, ImageFacts, ImageRef, InputSpec, PreparedBlock
 from batchdet.storage.reader import BlockReader
 
@@ -36,7 +36,7 @@ class TaskBlocks:
 
     @contextmanager
     def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> Iterator[Iterator[PreparedBlock]]:
-        """See `batchdet.labelling.BlockSource`."""
+        """See `batchdet.reading.BlockSource`."""
         window = _Window(self._job, cut_blocks(refs, self._job.reading.block_images), spec)
         window.fill()
         try:

@@ -19,8 +19,8 @@ HEALTH_SECONDS = 30.0
 
 
 @contextmanager
-def connected(address: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+def connected(address: str, warn: Callable[[str], None]) -> Iterator[bool]:
+    """Be connected to Ray inside the block; it is given whether the cluster was there before, and so may grow.
 
     Args:
         address: `local` starts a cluster on this machine; `auto` joins the one of `RAY_ADDRESS` or of `ray start`,
@@ -31,7 +31,7 @@ def connected(address: str, warn: Callable[[str], None]) -> Iterator[None]:
         ClusterError: nothing answers at the address within some seconds, or versions do not match.
     """
     if ray.is_initialized():
-        yield
+        yield True
         return
     handler = signal.getsignal(signal.SIGTERM)
     joined = _join(address)
@@ -39,7 +39,7 @@ def connected(address: str, warn: Callable[[str], None]) -> Iterator[None]:
         warn("the Ray cluster has no authentication: anyone who reaches it can run code; set RAY_AUTH_MODE=token")
     _restore_sigterm(handler)
     try:
-        yield
+        yield joined
     finally:
         ray.shutdown()
 

@@ -1,0 +1,68 @@
+"""The images of a shard become prepared blocks: fetched, decoded, resized, in plan order. Knows no detector.
+
+Loads no torch: a reader on any node starts in a moment and stays small.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from batchdet.config import JobConfig
+from batchdet.engine.prepare import prepare_block
+from batchdet.records import ImageRef, InputSpec, PreparedBlock
+from batchdet.storage.prefetch import prefetch
+from batchdet.storage.reader import BlockReader
+
+WINDOW_BYTES = 1 << 30
+"""Pixels a labeller holds ahead of its detector, whatever `reading.prefetch_blocks` says."""
+
+
+class BlockSource(Protocol):
+    """Where the blocks of a shard are read."""
+
+    def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> AbstractContextManager[Iterator[PreparedBlock]]:
+        """Begin to read at once, ahead of the consumer and within bounds; blocks come in plan order."""
+
+
+def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, max_pixels: int) -> PreparedBlock:
+    """Fetch, decode and resize one block: what every reader does, wherever it runs."""
+    started = time.perf_counter()
+    encoded = reader.fetch(refs)
+    seconds = time.perf_counter() - started
+    block = prepare_block(encoded, spec, max_pixels)
+    return replace(block, seconds={**block.seconds, "read": seconds})
+
+
+def cut_blocks(refs: Sequence[ImageRef], block_images: int) -> Iterator[Sequence[ImageRef]]:
+    """The images of a shard in blocks, plan order kept."""
+    for start in range(0, len(refs), block_images):
+        yield refs[start : start + block_images]
+
+
+class ThreadBlocks:
+    """Reads blocks in threads of this process."""
+
+    def __init__(self, job: JobConfig, threads: int) -> None:
+        self._job = job
+        self._threads = threads
+        self._reader = BlockReader(job.storage.source)
+
+    @contextmanager
+    def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> Iterator[Iterator[PreparedBlock]]:
+        """See `BlockSource`."""
+
+        def load(block: Sequence[ImageRef]) -> PreparedBlock:
+            return read_block(self._reader, block, spec, self._job.plan.max_pixels)
+
+        reading = self._job.reading
+        ahead = prefetch(
+            cut_blocks(refs, reading.block_images),
+            load,
+            depth=reading.prefetch_blocks,
+            max_bytes=WINDOW_BYTES,
+            threads=self._threads,
+        )
+        with closing(ahead):
+            yield ahead
