@@ -66,6 +66,7 @@ def run_demo(folder: Path, runner: Runner, progress: Progress) -> DemoResult:
 
     Args:
         folder: made if it is not there; what an earlier demo left in it is overwritten.
+        progress: told what happens.
         runner: where to label; must be started inside, so that it sees the server's address in the environment.
 
     Raises:
