@@ -1,9 +1,11 @@
-"""Rows of a local output, read back for comparison."""
+"""Rows of an output, read back for comparison."""
 
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.servers.s3 import Bucket
 
 WHEN = ("labelled_at",)
 """Columns that say when an image was labelled, not what was found."""
@@ -30,3 +32,12 @@ def assert_same_rows(output: Path, expected: Path) -> None:
         assert got.equals(wanted), table
     uris = rows_of(output, "images")["image_uri"].to_pylist()
     assert len(uris) == len(set(uris))
+
+
+def download(bucket: Bucket, prefix: str, folder: Path) -> Path:
+    """An output on S3 as a local folder."""
+    for key in bucket.keys(prefix):
+        path = folder / key.removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bucket.get(key))
+    return folder
