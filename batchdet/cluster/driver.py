@@ -3,14 +3,12 @@
 The driver holds shard numbers and reports, nothing that grows with the images of the bucket.
 """
 
-import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from batchdet.cluster.capacity import labeller_demand, labellers_that_fit, require_room
@@ -91,6 +89,8 @@ class Driver:
         self._crew: list[_Member] = []
         self._calls: dict[Any, _Call] = {}
         self._setup_deaths = 0
+        self._may_grow = may_grow
+        self._expected = 0
         nodes = _living_nodes()
         self._demand = labeller_demand(context.job.cluster, nodes)
         require_room(context.job.cluster, self._demand, nodes, may_grow)
@@ -103,7 +103,6 @@ class Driver:
         Raises:
             BatchdetError: the run cannot go on.
         """
-        self._ask_autoscaler(len(self._unfinished))
         while self._unfinished:
             self._hire()
             self._hand_out()
@@ -111,7 +110,6 @@ class Driver:
 
     def dismiss(self) -> None:
         """End every labeller at once."""
-        self._ask_autoscaler(0)
         for member in self._crew:
             ray.kill(member.actor)
         self._crew.clear()
@@ -120,31 +118,26 @@ class Driver:
     # -- the crew
 
     def _hire(self) -> None:
-        """Bring the crew to the size the cluster holds now."""
-        wanted = self._wanted()
-        for _ in range(wanted - len(self._crew)):
-            options = LABELLER_OPTIONS | {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
-            member = _Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
-            hardware = Hardware(self._demand.device, self._demand.threads)
-            setup = member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
-            self._calls[setup] = _Call(member, "setup")
-            self._crew.append(member)
-        alive = sum(member.is_ready for member in self._crew)
-        self._progress.labellers(alive, wanted=len(self._crew))
-
-    def _wanted(self) -> int:
+        """Bring the crew to the size the cluster holds now, and ask for more where more may come."""
+        nodes = _living_nodes()
         config = self._context.job.cluster.labellers
-        fitting = max(1, labellers_that_fit(self._demand, _living_nodes()))
-        return min(fitting if config == "auto" else config, len(self._unfinished))
+        fitting = max(1, labellers_that_fit(self._demand, nodes)) if config == "auto" else config
+        ready = sum(member.is_ready for member in self._crew)
+        self._expected = min(fitting, len(self._unfinished))
+        # Labellers that wait for room are what an autoscaler sees. Unlike a request made to it, they end with the
+        # driver, and doubling reaches any size in a few steps.
+        waiting = max(1, ready) if config == "auto" and self._may_grow else 0
+        for _ in range(min(fitting + waiting, len(self._unfinished)) - len(self._crew)):
+            self._hire_one()
+        self._progress.labellers(ready, wanted=max(self._expected, ready))
 
-    def _ask_autoscaler(self, shards: int) -> None:
-        """Tell an autoscaler, where there is one, what `labellers: auto` could use; a fixed cluster ignores it."""
-        if self._context.job.cluster.labellers != "auto":
-            return
-        bundle = {"CPU": math.ceil(self._demand.cpus)}
-        if self._demand.gpus:
-            bundle["GPU"] = math.ceil(self._demand.gpus)
-        request_resources(bundles=[bundle] * shards)
+    def _hire_one(self) -> None:
+        options = LABELLER_OPTIONS | {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
+        member = _Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
+        hardware = Hardware(self._demand.device, self._demand.threads)
+        setup = member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
+        self._calls[setup] = _Call(member, "setup")
+        self._crew.append(member)
 
     def _lose(self, member: _Member) -> None:
         # An actor that cannot be reached may still live; it must not go on beside its replacement.
@@ -162,7 +155,7 @@ class Driver:
         # One shard each before anybody gets a second, and a second only while nobody will want for a first.
         for held in range(SHARDS_IN_FLIGHT):
             for member in self._crew:
-                spare = held == 0 or len(self._todo) >= len(self._crew)
+                spare = held == 0 or len(self._todo) >= self._expected
                 if self._todo and spare and member.free_places and len(member.shards) == held:
                     self._send(member, self._todo.popleft())
 
