@@ -11,8 +11,8 @@ import ray
 
 from batchdet.config import JobConfig, load_job
 from batchdet.demo.broken import draw_broken
-from batchdet.demo.shipped import shipped_model
 from batchdet.demo.scenes import draw_scenes
+from batchdet.demo.shipped import shipped_model
 from batchdet.labelling import Hardware, InlineRunner
 from batchdet.records import PlanCounts, RunRow, ShardReport
 from batchdet.run import label_bucket
