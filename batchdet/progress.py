@@ -148,9 +148,9 @@ class PlainProgress:
 
     def labellers(self, alive: int, wanted: int) -> None:
         """See `Progress`."""
-        fewer = alive < self._tally.alive
+        before = (self._tally.alive, self._tally.wanted)
         self._tally.alive, self._tally.wanted = alive, wanted
-        if fewer or alive == wanted:
+        if before != (alive, wanted) and (alive < before[0] or alive == wanted):
             self._say(f"labellers: {alive} of {wanted}")
 
     def shard_committed(self, report: ShardReport) -> None:

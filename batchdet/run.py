@@ -4,6 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,11 +16,19 @@ from batchdet import __version__
 from batchdet.config import JobConfig, canonical_json
 from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.postfilter import PostFilter
-from batchdet.errors import ConfigError, FailureRateError, InterruptedRunError, OpenShardsError
+from batchdet.errors import (
+    ConfigError,
+    FailureRateError,
+    InterruptedRunError,
+    OpenShardsError,
+    OutputError,
+    StorageError,
+)
 from batchdet.labelling import RunContext
 from batchdet.progress import Progress
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
 from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.foreign import without_secrets
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.listing import list_images
 from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
@@ -58,8 +67,9 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
         FailureRateError: too many images failed; the run stays open.
         InterruptedRunError: Ctrl-C or SIGTERM.
     """
-    output = open_store(job.output, job.storage.output)
-    output.probe_writable()
+    with _output_errors(job):
+        output = open_store(job.output, job.storage.output)
+        output.probe_writable()
     ledger = Ledger(output)
     model = describe_model(job)
     if new_run:
@@ -68,9 +78,12 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
     committed = ledger.committed(plan.run_id)
     pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
     progress.planned(plan.run_id, plan.counts, images_done=plan.images_in(committed))
-    budget = _FailureBudget(job.limits.max_failure_rate, plan.counts.num_planned, progress)
+    failed = ledger.counts(plan.run_id).num_failed if committed else 0
+    budget = _FailureBudget(job.limits.max_failure_rate, plan.counts.num_planned, progress, failed)
     started = time.monotonic()
     try:
+        if pending:
+            budget.check()
         runner.run(RunContext(job, plan), pending, budget)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError(f"stopped; {_how_to_resume(ledger, plan)}") from interrupt
@@ -84,7 +97,8 @@ def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
     Raises:
         UserError: the source or the output is unusable.
     """
-    ledger = Ledger(open_store(job.output, job.storage.output))
+    with _output_errors(job):
+        ledger = Ledger(open_store(job.output, job.storage.output))
     return count_plan(_listing(job, progress), _known(ledger), job.plan)
 
 
@@ -99,6 +113,17 @@ def describe_model(job: JobConfig) -> ModelInfo:
     info = load_detector(job.model, files, "cpu").info
     PostFilter(job.policy, info.categories, job.model.score_floor)
     return info
+
+
+@contextmanager
+def _output_errors(job: JobConfig) -> Iterator[None]:
+    """An output that cannot be used from the start is a mistake of the job's."""
+    try:
+        yield
+    except StorageError as error:
+        raise OutputError(
+            f"output {without_secrets(job.output)}: {error.reason}; name a folder that can be written"
+        ) from error
 
 
 def _open_run(job: JobConfig, output: Store, ledger: Ledger, model: ModelInfo, progress: Progress) -> RunPlan:
@@ -193,13 +218,16 @@ class _FailureBudget:
     max_failure_rate: float
     num_planned: int
     progress: Progress
+    num_failed: int
     num_images: int = 0
-    num_failed: int = 0
 
     def shard_committed(self, report: ShardReport) -> None:
         self.num_images += report.num_images
         self.num_failed += report.num_failed
         self.progress.shard_committed(report)
+        self.check()
+
+    def check(self) -> None:
         if self.num_failed > self.max_failure_rate * self.num_planned:
             raise FailureRateError(
                 f"{self.num_failed} images failed already, more than limits.max_failure_rate "

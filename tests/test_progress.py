@@ -147,3 +147,10 @@ def test_markup_in_a_uri_is_shown_as_it_is() -> None:
 def test_a_pipe_gets_plain_lines() -> None:
     with open_progress(io.StringIO()) as progress:
         assert isinstance(progress, PlainProgress)
+
+
+def test_labellers_are_told_once_however_often_they_are_counted() -> None:
+    progress, stream, _ = plain()
+    for _ in range(3):
+        progress.labellers(2, 2)
+    assert stream.getvalue() == "labellers: 2 of 2\n"

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
@@ -15,7 +15,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from batchdet.errors import ClusterError
 
 CONNECT_SECONDS = 5.0
-HEALTH_SECONDS = 30.0
+HEALTH_SECONDS = 20.0
 
 
 @contextmanager
@@ -30,6 +30,12 @@ def connected(address: str, warn: Callable[[str], None]) -> Iterator[bool]:
     Raises:
         ClusterError: nothing answers at the address within some seconds, or versions do not match.
     """
+    # Ray prints what becomes of its workers to stdout, where only results belong.
+    with redirect_stdout(sys.stderr):
+        yield from _connected(address, warn)
+
+
+def _connected(address: str, warn: Callable[[str], None]) -> Iterator[bool]:
     if ray.is_initialized():
         yield True
         return

@@ -95,7 +95,7 @@ def _channels(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _from_torchvision(reference: str) -> _Checkpoint:
     architecture, _, wanted = reference.removeprefix(TORCHVISION).partition("@")
-    _check_architecture(architecture)
+    _check_architecture(architecture, f"model.reference {reference}")
     choices = torchvision.models.get_model_weights(architecture)
     names = [choice.name for choice in choices]
     if wanted not in ("", "DEFAULT", *names):
@@ -127,7 +127,7 @@ def _from_files(model: ModelConfig, files: ModelFiles) -> _Checkpoint:
     categories = model.categories or card.get("categories")
     if not architecture:
         raise ModelError(f"model.architecture: required for {model.reference}; one of {', '.join(FAMILIES)}")
-    _check_architecture(architecture)
+    _check_architecture(architecture, "model.architecture")
     if not categories:
         raise ModelError(
             f'model.categories: required for {model.reference}; names in label order, "{BACKGROUND}" first'
@@ -157,9 +157,9 @@ def _check_digest(card: Mapping[str, Any], weights: Path) -> None:
         raise ModelError(f"{weights} is not the file its model card describes: {found} instead of {wanted}")
 
 
-def _check_architecture(name: str) -> None:
+def _check_architecture(name: str, field: str) -> None:
     if name not in FAMILIES:
-        raise ModelError(f"unknown architecture {name!r}; known: {', '.join(FAMILIES)}")
+        raise ModelError(f"{field}: unknown architecture {name!r}; known: {', '.join(FAMILIES)}")
 
 
 def _check_categories(categories: Sequence[str]) -> None:

@@ -41,3 +41,15 @@ def download(bucket: Bucket, prefix: str, folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bucket.get(key))
     return folder
+
+
+def text_of(output: Path) -> str:
+    """Every value, key and metadata entry of a local output as one text, Parquet uncompressed."""
+    texts = []
+    for path in output.rglob("*"):
+        if path.suffix == ".parquet":
+            table = pq.read_table(path, partitioning=None)
+            texts += [str(path), str(table.schema.metadata), str(table.to_pylist())]
+        elif path.is_file():
+            texts += [str(path), path.read_text(errors="replace")]
+    return "\n".join(texts)

@@ -1,5 +1,6 @@
 """Laws 1 to 3 and 5, spoken to both runners: where a shard is labelled changes no row."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,56 +10,56 @@ import pytest
 
 from batchdet.cluster.driver import RayRunner
 from batchdet.config import JobConfig
+from batchdet.errors import InterruptedRunError
 from batchdet.labelling import Hardware, InlineRunner
-from batchdet.run import Runner, label_bucket
+from batchdet.run import label_bucket
 from tests.contract.conftest import IMAGES_PER_SHARD, NUM_SCENES, Recorder
 from tests.contract.outputs import assert_same_rows, num_committed, rows_of
 
 MakeJob = Callable[..., JobConfig]
 
 
-@pytest.fixture(params=["inline", "ray"])
-def runner(request: pytest.FixtureRequest) -> Runner:
-    if request.param == "inline":
-        return InlineRunner(Hardware("cpu", 1))
-    request.getfixturevalue("ray_cluster")
-    return RayRunner("local")
+INLINE = InlineRunner(Hardware("cpu", 1))
 
 
-@pytest.mark.parametrize("readers", ["threads", "tasks"])
-def test_rows_do_not_depend_on_runner_or_readers(
-    runner: Runner, readers: str, make_job: MakeJob, undisturbed: Path
+@pytest.mark.parametrize(
+    ("where", "fields"),
+    [
+        ("inline", {}),
+        ("ray", {"cluster.labellers": 2}),
+        ("ray", {"cluster.labellers": 1, "cluster.readers": "tasks"}),
+    ],
+)
+def test_the_laws_hold_wherever_shards_are_labelled(
+    where: str, fields: dict[str, object], make_job: MakeJob, pictures: Path, undisturbed: Path, request: Any
 ) -> None:
-    job = make_job(**{"cluster.readers": readers})
-    label_bucket(job, runner, Recorder())
-    assert_same_rows(Path(job.output), undisturbed)
+    """Coverage, exactly once and determinism: on one or two labellers, read by threads or tasks, the same rows.
 
-
-def test_every_listed_image_ends_in_one_state(runner: Runner, make_job: MakeJob, pictures: Path) -> None:
-    job = make_job()
+    And done is committed: a second run labels nothing twice.
+    """
+    if where == "ray":
+        request.getfixturevalue("ray_cluster")
+    runner = INLINE if where == "inline" else RayRunner("local")
+    job = make_job(**fields, **{"plan.retry_failed": False})
     row = label_bucket(job, runner, Recorder())
+    assert_same_rows(Path(job.output), undisturbed)
     listed = {path.as_uri() for path in pictures.iterdir()}
     images = rows_of(Path(job.output), "images")
     assert {uri.replace(" ", "%20") for uri in images["image_uri"].to_pylist()} == listed
     assert row.num_listed == len(listed) == row.num_labelled + row.num_failed + row.num_unchanged
     assert row.num_labelled == NUM_SCENES
     assert set(images["status"].to_pylist()) == {"labelled", "failed"}
-
-
-def test_a_second_run_labels_nothing_twice(runner: Runner, make_job: MakeJob) -> None:
-    job = make_job(**{"plan.retry_failed": False})
-    label_bucket(job, runner, Recorder())
+    assert row.images_per_second > 0
+    assert json.loads(row.policy) == job.policy.model_dump(mode="json")
     committed = num_committed(Path(job.output))
-    row = label_bucket(job, runner, Recorder())
-    assert row.num_unchanged == row.num_listed
+    second = label_bucket(job, runner, Recorder())
+    assert second.num_unchanged == second.num_listed == len(listed)
     assert num_committed(Path(job.output)) == committed
 
 
-def test_another_block_size_moves_scores_by_float_noise_only(
-    runner: Runner, make_job: MakeJob, undisturbed: Path
-) -> None:
+def test_another_block_size_moves_scores_by_float_noise_only(make_job: MakeJob, undisturbed: Path) -> None:
     job = make_job(**{"reading.block_images": 5})
-    label_bucket(job, runner, Recorder())
+    label_bucket(job, INLINE, Recorder())
     got, expected = rows_of(Path(job.output), "detections"), rows_of(undisturbed, "detections")
     for column in ("image_uri", "label", "detection_index"):
         assert got[column].equals(expected[column])
@@ -78,16 +79,14 @@ class _InterruptAfter(Recorder):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_is_resumed_with_its_own_plan(runner: Runner, make_job: MakeJob, undisturbed: Path) -> None:
-    from batchdet.errors import InterruptedRunError
-
+def test_an_interrupted_run_is_resumed_with_its_own_plan(make_job: MakeJob, undisturbed: Path) -> None:
     job = make_job()
     with pytest.raises(InterruptedRunError, match="run the same command again to resume"):
-        label_bucket(job, runner, _InterruptAfter(2))
+        label_bucket(job, INLINE, _InterruptAfter(2))
     before = num_committed(Path(job.output))
     assert before >= 2
     resumed = Recorder()
-    row = label_bucket(job, runner, resumed)
+    row = label_bucket(job, INLINE, resumed)
     assert resumed.images_done >= 2 * IMAGES_PER_SHARD - IMAGES_PER_SHARD
     assert row.status == "complete"
     assert len(list(Path(job.output).glob("_plans/*"))) == 1
