@@ -115,6 +115,22 @@ def test_chain_of_suppressions_is_followed_to_its_end() -> None:
     assert keep.tolist() == [place % 2 == 0 for place in range(50)]
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("alone", [True, False], ids=["settled together", "against those settled before"])
+def test_farthest_partner_along_x_is_found(threshold: float, direction: int, alone: bool) -> None:
+    """A box of the same height, moved in x until the IoU is hardly above the threshold, is the last within reach."""
+    width = 100.0
+    move = direction * width * (1 - threshold) / (1 + threshold) * 0.999
+    best = torch.tensor([500.0, 0.0, 500.0 + width, 50.0])
+    moved = best + torch.tensor([move, 0.0, move, 0.0])
+    between = torch.arange(0 if alone else nms.FIRST_ROUND).float()[:, None] * 60 + torch.tensor([0, 100, 5, 105.0])
+    boxes = torch.cat([best[None], between, moved[None]])
+    keep = nms.sweep_nms(boxes, torch.zeros(len(boxes), dtype=torch.int64), threshold)
+    assert keep[:-1].all()
+    assert not keep[-1]
+
+
 def test_boxes_without_area_suppress_nothing() -> None:
     boxes = torch.tensor([[5.0, 5.0, 5.0, 9.0]] * 3)
     zeros = torch.zeros(3, dtype=torch.int64)
