@@ -116,16 +116,15 @@ def test_chain_of_suppressions_is_followed_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7])
-@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("wide_first", [True, False])
 @pytest.mark.parametrize("alone", [True, False], ids=["settled together", "against those settled before"])
-def test_farthest_partner_along_x_is_found(threshold: float, direction: int, alone: bool) -> None:
-    """A box of the same height, moved in x until the IoU is hardly above the threshold, is the last within reach."""
-    width = 100.0
-    move = direction * width * (1 - threshold) / (1 + threshold) * 0.999
-    best = torch.tensor([500.0, 0.0, 500.0 + width, 50.0])
-    moved = best + torch.tensor([move, 0.0, move, 0.0])
+def test_farthest_partner_along_x_is_found(threshold: float, wide_first: bool, alone: bool) -> None:
+    """A narrow box at the right end of a wide one: no other pair above the threshold starts so far apart."""
+    wide = torch.tensor([500.0, 0.0, 600.0, 50.0])
+    narrow = torch.tensor([600.0 - 100 * threshold * 1.001, 0.0, 600.0, 50.0])
+    best, last = (wide, narrow) if wide_first else (narrow, wide)
     between = torch.arange(0 if alone else nms.FIRST_ROUND).float()[:, None] * 60 + torch.tensor([0, 100, 5, 105.0])
-    boxes = torch.cat([best[None], between, moved[None]])
+    boxes = torch.cat([best[None], between, last[None]])
     keep = nms.sweep_nms(boxes, torch.zeros(len(boxes), dtype=torch.int64), threshold)
     assert keep[:-1].all()
     assert not keep[-1]
