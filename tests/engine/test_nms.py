@@ -103,8 +103,16 @@ def test_pairs_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes, _, labels, _ = random_entries([700], 3, 50.0, seed=2)
     whole = nms.sweep_nms(boxes, labels, 0.4)
     for chunk in (1, 7, 1000):
-        monkeypatch.setattr(nms, "CHUNK_PAIRS", chunk)
+        monkeypatch.setitem(nms.CHUNK_PAIRS, "cpu", chunk)
         assert torch.equal(nms.sweep_nms(boxes, labels, 0.4), whole)
+
+
+def test_rounds_of_any_size_keep_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, _, labels, _ = random_entries([700], 3, 50.0, seed=5)
+    expected = nms.sweep_nms(boxes, labels, 0.4)
+    for size in (1, 5, 1000):
+        monkeypatch.setitem(nms.FIRST_ROUND, "cpu", size)
+        assert torch.equal(nms.sweep_nms(boxes, labels, 0.4), expected)
 
 
 def test_chain_of_suppressions_is_followed_to_its_end() -> None:
@@ -123,7 +131,9 @@ def test_farthest_partner_along_x_is_found(threshold: float, wide_first: bool, a
     wide = torch.tensor([500.0, 0.0, 600.0, 50.0])
     narrow = torch.tensor([600.0 - 100 * threshold * 1.001, 0.0, 600.0, 50.0])
     best, last = (wide, narrow) if wide_first else (narrow, wide)
-    between = torch.arange(0 if alone else nms.FIRST_ROUND).float()[:, None] * 60 + torch.tensor([0, 100, 5, 105.0])
+    between = torch.arange(0 if alone else nms.FIRST_ROUND["cpu"]).float()[:, None] * 60 + torch.tensor(
+        [0, 100, 5, 105.0]
+    )
     boxes = torch.cat([best[None], between, last[None]])
     keep = nms.sweep_nms(boxes, torch.zeros(len(boxes), dtype=torch.int64), threshold)
     assert keep[:-1].all()
