@@ -27,7 +27,6 @@ from batchdet.records import InputSpec, ModelFiles, ModelInfo
 
 TORCHVISION = "torchvision:"
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-BATCH_IMAGES = {"cpu": 1, "cuda": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +56,29 @@ def load_detector(model: ModelConfig, files: ModelFiles | None, device: str) -> 
     Raises:
         ModelError: unknown names, damaged or foreign files, heads that disagree with the categories.
     """
+    module, info = load_model(model, files)
+    family = FAMILIES[info.architecture]
+    settled, batch_images = family.settle(module, torch.device(device))
+    return TorchDetector(info, settled, family, batch_images, PRECISIONS[model.precision])
+
+
+def load_model(model: ModelConfig, files: ModelFiles | None) -> tuple[nn.Module, ModelInfo]:
+    """Torchvision's own model in eval mode on the CPU with the score floor set, and its identity.
+
+    Args and errors are those of `load_detector`.
+    """
     checkpoint = _from_torchvision(model.reference) if files is None else _from_files(model, files)
     family = FAMILIES[checkpoint.architecture]
     module = _build(family, checkpoint, model.reference)
     _apply_card(module, checkpoint.card, model.reference)
-    info = ModelInfo(
+    family.thresholds(module).score_thresh = model.score_floor
+    return module, ModelInfo(
         reference=model.reference,
         architecture=checkpoint.architecture,
         categories=checkpoint.categories,
         digest=digest_weights(checkpoint.architecture, checkpoint.categories, module.state_dict()),
         input_spec=read_input_spec(module),
     )
-    family.thresholds(module).score_thresh = model.score_floor
-    place = torch.device(device)
-    return TorchDetector(info, module.to(place), family, BATCH_IMAGES[place.type], PRECISIONS[model.precision])
 
 
 def read_input_spec(model: Any) -> InputSpec:

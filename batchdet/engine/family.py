@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from batchdet.engine.detections import Detections
@@ -41,6 +42,12 @@ class Family(Protocol):
 
     def thresholds(self, model: nn.Module) -> Thresholds:
         """The part of the model that holds its thresholds."""
+
+    def settle(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, int]:
+        """The loaded model on the device, as it runs best there, and how many images it then takes best at a time.
+
+        Whatever is rearranged, scores stay within 1e-5 and boxes within 1e-3 pixels.
+        """
 
     def detect(self, model: nn.Module, batch: Batch) -> Detections:
         """Detections of a batch, boxes in the original frames."""

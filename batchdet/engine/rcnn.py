@@ -22,6 +22,8 @@ from batchdet.engine.family import Thresholds
 from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
 from batchdet.engine.nms import batched_nms
 
+BATCH_IMAGES = {"cpu": 1, "cuda": 8}
+"""By device type."""
 SMALLEST_SIDE = 1e-2
 """Pixels under which torchvision's region heads drop a box."""
 
@@ -49,6 +51,10 @@ class RCNNFamily:
     def thresholds(self, model: Any) -> Thresholds:
         """The model's region heads."""
         return cast(Thresholds, model.roi_heads)
+
+    def settle(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, int]:
+        """The model as it is: rounding may swap proposals of nearly equal scores, and with them whole rows."""
+        return model.to(device), BATCH_IMAGES[device.type]
 
     def detect(self, model: Any, batch: Batch) -> Detections:
         """Detections of a batch, boxes in the original frames."""

@@ -18,11 +18,16 @@ from batchdet.engine.candidates import any_per_image, best_first, confident_entr
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
+from batchdet.engine.folding import folded, probe_pictures
 from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
 from batchdet.engine.nms import batched_nms
 
 MOBILENET_C4 = 13
 """First block of stride 32 in MobileNetV3-Large: SSDlite takes its first feature map inside it."""
+BATCH_IMAGES = {"plain": 1, "folded": 4, "cuda": 32}
+"""By the way the network runs: plain convolutions on a CPU slow down with the batch."""
+SCORE_DRIFT, BOX_DRIFT = 2e-6, 5e-4
+"""Largest difference of a score, and of a box in pixels, that folding may make on made pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,13 @@ class SSDFamily:
         """The model itself."""
         return cast(Thresholds, model)
 
+    def settle(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, int]:
+        """On a CPU with folded normalisation, about 1.6 times as fast, where that moves no output noticeably."""
+        if device.type != "cpu":
+            return model.to(device), BATCH_IMAGES["cuda"]
+        fast = folded(model)
+        return (fast, BATCH_IMAGES["folded"]) if _agree(fast, model) else (model, BATCH_IMAGES["plain"])
+
     def detect(self, model: nn.Module, batch: Batch) -> Detections:
         """Detections of a batch, boxes in the original frames."""
         found = postprocess(run_network(model, batch), batch.sizes, model)
@@ -74,6 +86,25 @@ def _first_head_rows(weights: Mapping[str, Tensor], head: str) -> int:
     rows = [tensor.shape[0] for name, tensor in weights.items() if name.startswith(prefix) and name.endswith("bias")]
     # In SSDlite the depthwise part before the predicting layer has a normalisation with a bias of its own.
     return rows[-1]
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two networks give made pictures the same scores and boxes, well inside what counts as equal."""
+    width, height = one.transform.fixed_size
+    pixels = torch.stack([one.transform.normalize(picture) for picture in probe_pictures(height, width)])
+    batch = Batch(pixels, ((height, width),) * 2, ((height, width),) * 2)
+    with torch.inference_mode():
+        mine, theirs = run_network(one, batch), run_network(other, batch)
+        scores = (mine.logits.softmax(dim=-1) - theirs.logits.softmax(dim=-1)).abs().amax()
+        boxes = (_all_boxes(one, mine) - _all_boxes(other, theirs)).abs().amax()
+    return float(scores) <= SCORE_DRIFT and float(boxes) <= BOX_DRIFT
+
+
+def _all_boxes(model: Any, outputs: HeadOutputs) -> Tensor:
+    """[B * A, 4], clipped to the picture."""
+    references = outputs.default_boxes.repeat(outputs.offsets.shape[0], 1)
+    boxes = decode_boxes(model.box_coder, outputs.offsets.reshape(-1, 4), references)
+    return boxes.clamp(min=0, max=max(model.transform.fixed_size))
 
 
 def widen_tail(model: Any, num_classes: int, weights: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from batchdet.config import ModelConfig
-from batchdet.engine.checkpoint import load_detector, read_input_spec
+from batchdet.engine.checkpoint import load_detector, load_model, read_input_spec
 from batchdet.engine.families import FAMILIES
 from batchdet.engine.torch_detector import TorchDetector
 from batchdet.errors import ModelError, OutOfMemoryError
@@ -41,11 +41,6 @@ def saved(folder: Path, state: Any, name: str = "model.pth") -> ModelFiles:
     else:
         torch.save(state, path)
     return ModelFiles(path, None)
-
-
-def loaded_model(detector: Any) -> nn.Module:
-    assert isinstance(detector, TorchDetector)
-    return detector._model
 
 
 def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
@@ -110,20 +105,20 @@ def test_every_form_gives_the_same_detections_and_digest(
 
 def test_half_precision_files_are_raised_to_float32(stock: nn.Module, tmp_path: Path) -> None:
     half = {n: t.half() if t.is_floating_point() else t for n, t in stock.state_dict().items()}
-    detector = load_detector(config(), saved(tmp_path, half, "half.safetensors"), "cpu")
+    module, info = load_model(config(), saved(tmp_path, half, "half.safetensors"))
     rounded = {n: t.float() if t.is_floating_point() else t for n, t in half.items()}
-    again = load_detector(config(), saved(tmp_path, rounded, "rounded.pth"), "cpu")
-    assert {p.dtype for p in loaded_model(detector).parameters()} == {torch.float32}
-    assert detector.info.digest == again.info.digest
+    _, again = load_model(config(), saved(tmp_path, rounded, "rounded.pth"))
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert info.digest == again.digest
 
 
 def test_digest_tells_weights_categories_and_architecture_apart(stock: nn.Module, tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
     files = saved(tmp_path, state)
-    first = load_detector(config(), files, "cpu").info.digest
-    renamed = load_detector(config(categories=(*CATEGORIES[:-1], "ox")), files, "cpu").info.digest
+    first = load_model(config(), files)[1].digest
+    renamed = load_model(config(categories=(*CATEGORIES[:-1], "ox")), files)[1].digest
     next(iter(state.values())).flatten()[0] += 1
-    moved = load_detector(config(), saved(tmp_path, state), "cpu").info.digest
+    moved = load_model(config(), saved(tmp_path, state))[1].digest
     assert len({first, renamed, moved}) == 3
     assert first.startswith("sha256:")
     assert len(first) == 71
@@ -133,8 +128,8 @@ def test_wide_tail_of_a_pretrained_backbone_is_recognised(monkeypatch: pytest.Mo
     backbone = torchvision.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1
     in_hub_cache(monkeypatch, tmp_path, backbone.url, torchvision.models.mobilenet_v3_large().state_dict())
     wide = torchvision.models.get_model(SSDLITE, weights=None, weights_backbone=backbone, num_classes=5).eval()
-    detector = load_detector(config(), saved(tmp_path, wide.state_dict()), "cpu")
-    same_layers(loaded_model(detector), wide)
+    module, _ = load_model(config(), saved(tmp_path, wide.state_dict()))
+    same_layers(module, wide)
 
 
 # Registry folders.
@@ -204,11 +199,11 @@ def test_torchvision_weights_give_the_layers_of_its_builder(
     state = {name: tensor for name, tensor in plain.state_dict().items() if name not in tracked}
     in_hub_cache(monkeypatch, tmp_path, weights.url, state)
     expected = torchvision.models.get_model(architecture, weights=weights).eval()
-    detector = load_detector(ModelConfig(reference=f"torchvision:{architecture}"), None, "cpu")
-    same_layers(loaded_model(detector), expected)
-    assert detector.info.categories == tuple(weights.meta["categories"])
-    named = load_detector(ModelConfig(reference=f"torchvision:{architecture}@{weights.name}"), None, "cpu")
-    assert named.info.digest == detector.info.digest
+    module, info = load_model(ModelConfig(reference=f"torchvision:{architecture}"), None)
+    same_layers(module, expected)
+    assert info.categories == tuple(weights.meta["categories"])
+    _, named = load_model(ModelConfig(reference=f"torchvision:{architecture}@{weights.name}"), None)
+    assert named.digest == info.digest
 
 
 def test_pickle_in_the_hub_cache_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

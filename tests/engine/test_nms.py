@@ -103,8 +103,16 @@ def test_pairs_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes, _, labels, _ = random_entries([700], 3, 50.0, seed=2)
     whole = nms.sweep_nms(boxes, labels, 0.4)
     for chunk in (1, 7, 1000):
-        monkeypatch.setattr(nms, "CHUNK_PAIRS", chunk)
+        monkeypatch.setitem(nms.CHUNK_PAIRS, "cpu", chunk)
         assert torch.equal(nms.sweep_nms(boxes, labels, 0.4), whole)
+
+
+def test_rounds_of_any_size_keep_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, _, labels, _ = random_entries([700], 3, 50.0, seed=5)
+    expected = nms.sweep_nms(boxes, labels, 0.4)
+    for size in (1, 5, 1000):
+        monkeypatch.setitem(nms.FIRST_ROUND, "cpu", size)
+        assert torch.equal(nms.sweep_nms(boxes, labels, 0.4), expected)
 
 
 def test_chain_of_suppressions_is_followed_to_its_end() -> None:
@@ -113,6 +121,23 @@ def test_chain_of_suppressions_is_followed_to_its_end() -> None:
     boxes = torch.stack([left, torch.zeros(50), left + 10, torch.full((50,), 10.0)], dim=1)
     keep = nms.sweep_nms(boxes, torch.zeros(50, dtype=torch.int64), 0.4)
     assert keep.tolist() == [place % 2 == 0 for place in range(50)]
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("wide_first", [True, False])
+@pytest.mark.parametrize("alone", [True, False], ids=["settled together", "against those settled before"])
+def test_farthest_partner_along_x_is_found(threshold: float, wide_first: bool, alone: bool) -> None:
+    """A narrow box at the right end of a wide one: no other pair above the threshold starts so far apart."""
+    wide = torch.tensor([500.0, 0.0, 600.0, 50.0])
+    narrow = torch.tensor([600.0 - 100 * threshold * 1.001, 0.0, 600.0, 50.0])
+    best, last = (wide, narrow) if wide_first else (narrow, wide)
+    between = torch.arange(0 if alone else nms.FIRST_ROUND["cpu"]).float()[:, None] * 60 + torch.tensor(
+        [0, 100, 5, 105.0]
+    )
+    boxes = torch.cat([best[None], between, last[None]])
+    keep = nms.sweep_nms(boxes, torch.zeros(len(boxes), dtype=torch.int64), threshold)
+    assert keep[:-1].all()
+    assert not keep[-1]
 
 
 def test_boxes_without_area_suppress_nothing() -> None:
