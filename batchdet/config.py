@@ -17,6 +17,14 @@ EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif",
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 """The start of a URL that carries a user's password."""
 
+ANONYMOUS = ("anon", "cloud", "google_default", "browser")
+"""Values of gcsfs's `token` that name a way to log in and hold no secret."""
+
+_SECRET = re.compile(
+    r"secret|passw|passphrase|token|authorization|cookie|privatekey|accountkey|customerkey|accesskey|apikey|sas|"
+    r"connectionstring|credential|^key$"
+)
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -55,7 +63,7 @@ class PolicyConfig(_Section):
     """Whether the second NMS compares boxes of different categories."""
     max_detections: Positive | None = None
     """At most so many accepted detections an image, the highest scores first."""
-    min_box_side: Annotated[float, Field(ge=0.0)] = 0.0
+    min_box_side: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Pixels of the original image; a box with a shorter side is not accepted."""
 
     @property
@@ -76,10 +84,12 @@ class PlanConfig(_Section):
     """Images per shard: the unit of retry and commit."""
     retry_failed: bool = True
     """Try images again that failed in the last run."""
-    extensions: tuple[str, ...] = EXTENSIONS
+    extensions: tuple[Annotated[str, Field(pattern=r"^[^./]+$")], ...] = EXTENSIONS
     """Listed endings, without dot, compared without regard to case; a manifest is taken as it is."""
     max_pixels: Positive = 178_956_970
-    """Width × height above which an image is refused unread."""
+    """Width × height above which an image is refused before its pixels are decoded."""
+    max_bytes: Positive = 1 << 30
+    """Listed size above which an image is refused unread."""
 
 
 class ReadingConfig(_Section):
@@ -245,13 +255,16 @@ def _field_path(loc: tuple[int | str, ...], tree: dict[str, Any], is_missing: bo
     return ".".join(map(str, [*path, loc[-1]] if is_missing else path))
 
 
-def _secret_paths(options: dict[str, Any], prefix: str = "") -> list[str]:
-    words = ("secret", "password", "token", "sas", "account_key", "connection_string", "credential")
-    found = []
-    for name, value in options.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            found += _secret_paths(value, f"{path}.")
-        elif isinstance(value, str) and (any(word in name.lower() for word in words) or _PASSWORD.match(value)):
-            found.append(path)
-    return found
+def _secret_paths(options: Any, path: str = "") -> list[str]:
+    """Dotted paths of values that look like secrets, judged by their names and by passwords inside URLs."""
+    if isinstance(options, dict):
+        found = [f"{path}.{name}".lstrip(".") for name, value in options.items() if _is_secret(str(name), value)]
+        return found or [deep for name, value in options.items() for deep in _secret_paths(value, f"{path}.{name}")]
+    if isinstance(options, list):
+        return [deep for place, value in enumerate(options) for deep in _secret_paths(value, f"{path}.{place}")]
+    return [path.lstrip(".")] if isinstance(options, str) and _PASSWORD.match(options) else []
+
+
+def _is_secret(name: str, value: object) -> bool:
+    plain = re.sub(r"[^a-z]", "", name.lower())
+    return bool(value) and not isinstance(value, bool) and value not in ANONYMOUS and bool(_SECRET.search(plain))

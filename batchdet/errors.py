@@ -71,7 +71,7 @@ class StorageError(BatchdetError):
     Attributes:
         uri: the object or folder.
         reason: one line, without secrets.
-        code: stable word for a failed row: `storage_error`, `throttled`, `not_found`, `access_denied`.
+        code: stable word for a failed row: `storage_error`, `transient`, `not_found`, `access_denied`.
     """
 
     code: ClassVar[str] = "storage_error"

@@ -30,7 +30,7 @@ from batchdet.storage.plan import RunPlan, read_shard
 from batchdet.storage.registry import fetch_model
 
 SHARDS_IN_FLIGHT = 2
-"""Shards a labeller holds: one in the detector, the next already being read, the last still being committed."""
+"""Shards a labeller holds: while one is detected, the next is already read, or the last still committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +154,16 @@ class InlineRunner:
         progress.labellers(alive=1, wanted=1)
         todo = iter(shard_ids)
         with closing(labeller), ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard") as pool:
-            running = {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, SHARDS_IN_FLIGHT)}
+            attempts = context.job.limits.max_attempts_per_shard
+
+            def begin(count: int) -> set[Future[ShardReport]]:
+                return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in islice(todo, count)}
+
+            running = begin(SHARDS_IN_FLIGHT)
             try:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
-                    running |= {pool.submit(labeller.label, shard_id) for shard_id in islice(todo, len(done))}
+                    running |= begin(len(done))
                     for future in done:
                         self._settle(future, progress)
             finally:
@@ -171,3 +176,13 @@ class InlineRunner:
             progress.log(f"a shard stays open: {error}")
         else:
             progress.shard_committed(report)
+
+
+def _persist(labeller: ShardLabeller, shard_id: int, attempts: int) -> ShardReport:
+    """Label a shard, again if storage refuses it, at most so many times."""
+    for _ in range(attempts - 1):
+        try:
+            return labeller.label(shard_id)
+        except StorageError:
+            continue
+    return labeller.label(shard_id)

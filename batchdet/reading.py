@@ -47,7 +47,7 @@ class ThreadBlocks:
     def __init__(self, job: JobConfig, threads: int) -> None:
         self._job = job
         self._threads = threads
-        self._reader = BlockReader(job.storage.source)
+        self._reader = BlockReader(job.storage.source, max_bytes=job.plan.max_bytes)
 
     @contextmanager
     def blocks(self, refs: Sequence[ImageRef], spec: InputSpec) -> Iterator[Iterator[PreparedBlock]]:

@@ -239,6 +239,10 @@ class PlanCounts:
         """Images in the manifest."""
         return self.num_listed - self.num_unchanged
 
+    def failures_allowed(self, max_failure_rate: float) -> float:
+        """Images that may fail: a share of those not known to be bad; a file that failed before may fail again."""
+        return self.num_failed_retry + max_failure_rate * (self.num_planned - self.num_failed_retry)
+
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:

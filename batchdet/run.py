@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -27,13 +27,28 @@ from batchdet.errors import (
 from batchdet.labelling import RunContext
 from batchdet.progress import Progress
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
-from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.listing import list_images
 from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
 from batchdet.storage.planning import count_plan, make_plan
 from batchdet.storage.registry import fetch_model
+
+ACCEPT_FAILURES = (
+    "raise the limit and run again to keep them as failed rows, which the next run tries again; --new-run begins anew"
+)
+SAME_FIELDS = (
+    "model.score_floor",
+    "model.precision",
+    "model.backend",
+    "plan.max_pixels",
+    "plan.max_bytes",
+    "reading.block_images",
+    "reading.decode",
+    "storage.source",
+)
+"""Fields of a job that change rows, beside source, model and policy."""
 
 RECORDED_VERSIONS = ("ray", "torch", "torchvision", "pyarrow", "pillow", "numpy", "fsspec")
 
@@ -72,14 +87,12 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
         output.probe_writable()
     ledger = Ledger(output)
     model = describe_model(job)
-    if new_run:
-        _abandon_open_runs(ledger)
-    plan = _open_run(job, output, ledger, model, progress)
+    plan = _open_run(job, ledger, model, progress, new_run=new_run)
     committed = ledger.committed(plan.run_id)
     pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
     progress.planned(plan.run_id, plan.counts, images_done=plan.images_in(committed))
     failed = ledger.counts(plan.run_id).num_failed if committed else 0
-    budget = _FailureBudget(job.limits.max_failure_rate, plan.counts.num_planned, progress, failed)
+    budget = _FailureBudget(plan.counts.failures_allowed(job.limits.max_failure_rate), progress, failed)
     started = time.monotonic()
     try:
         if pending:
@@ -126,14 +139,26 @@ def _output_errors(job: JobConfig) -> Iterator[None]:
         ) from error
 
 
-def _open_run(job: JobConfig, output: Store, ledger: Ledger, model: ModelInfo, progress: Progress) -> RunPlan:
-    for plan in ledger.open_runs():
-        _require_same_job(plan, job, model)
-        progress.log(f"resuming run {plan.run_id}")
-        return plan
+def _open_run(job: JobConfig, ledger: Ledger, model: ModelInfo, progress: Progress, *, new_run: bool) -> RunPlan:
+    """The open run this job goes on with, or a new one; open runs left behind are closed as partial."""
     rows = ledger.complete_runs()
-    if rows and rows[0].model_digest != model.digest:
-        progress.log(f"another model than run {rows[0].run_id}: unchanged images keep the labels they have")
+    open_runs = ledger.open_runs()
+    current = [plan for plan in open_runs if not new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
+    if current:
+        _require_same_job(current[0], job, model)
+        progress.log(f"resuming run {current[0].run_id}")
+    else:
+        if rows and rows[0].model_digest != model.digest:
+            progress.log(f"another model than run {rows[0].run_id}: unchanged images keep the labels they have")
+        current = [_begin_run(job, ledger, model, rows, progress)]
+    for plan in open_runs:
+        if plan.run_id != current[0].run_id:
+            progress.log(f"closing run {plan.run_id} as partial")
+            ledger.close(ledger.closing_row(plan, "partial", 0.0))
+    return current[0]
+
+
+def _begin_run(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow], progress: Progress) -> RunPlan:
     header = PlanHeader(
         run_id=new_run_id(datetime.now(UTC), ledger.run_ids()),
         source=job.source,
@@ -145,19 +170,17 @@ def _open_run(job: JobConfig, output: Store, ledger: Ledger, model: ModelInfo, p
         config=canonical_json(job.model_dump(mode="json")),
         versions=canonical_json(_versions()),
     )
-    return make_plan(output, header, _listing(job, progress), _known(ledger), job.plan)
+    return make_plan(ledger.output, header, _listing(job, progress), _known(ledger), job.plan)
 
 
 def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
     """A run is finished with what it was begun with, or its rows would not be of one kind."""
-    begun = json.loads(plan.header.config)
+    begun, given = json.loads(plan.header.config), job.model_dump(mode="json")
     same = {
         "source": (plan.header.source, job.source),
         "model": (plan.header.model.digest, model.digest),
-        "model.score_floor": (begun["model"]["score_floor"], job.model.score_floor),
-        "model.precision": (begun["model"]["precision"], job.model.precision),
-        "policy": (plan.header.policy_digest, job.policy.digest),
-    }
+        "policy": (plan.header.policy, job.policy.canonical),
+    } | {field: (_at(begun, field), _at(given, field)) for field in SAME_FIELDS}
     for field, (then, now) in same.items():
         if then != now:
             raise ConfigError(
@@ -166,9 +189,10 @@ def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
             )
 
 
-def _abandon_open_runs(ledger: Ledger) -> None:
-    for plan in ledger.open_runs():
-        ledger.close(ledger.closing_row(plan, "partial", 0.0))
+def _at(tree: Any, field: str) -> Any:
+    for name in field.split("."):
+        tree = tree[name]
+    return tree
 
 
 def _close_run(job: JobConfig, ledger: Ledger, plan: RunPlan, images_per_second: float) -> RunRow:
@@ -176,13 +200,12 @@ def _close_run(job: JobConfig, ledger: Ledger, plan: RunPlan, images_per_second:
     if num_open:
         raise OpenShardsError(f"{num_open} of {plan.num_shards} shards are open; {_how_to_resume(ledger, plan)}")
     row = ledger.closing_row(plan, "complete", images_per_second)
-    if row.num_failed > job.limits.max_failure_rate * plan.counts.num_planned:
+    if row.num_failed > plan.counts.failures_allowed(job.limits.max_failure_rate):
         failures = ledger.counts(plan.run_id).failures
         worst = ", ".join(f"{code} {count}" for code, count in sorted(failures.items(), key=lambda kv: -kv[1])[:3])
         raise FailureRateError(
             f"run {plan.run_id}: {row.num_failed} of {plan.counts.num_planned} images failed ({worst}), more than "
-            f"limits.max_failure_rate {job.limits.max_failure_rate:g}; the run stays open: raise the limit and run "
-            "again to accept it, nothing is labelled twice"
+            f"limits.max_failure_rate {job.limits.max_failure_rate:g} allows; the run stays open: {ACCEPT_FAILURES}"
         )
     ledger.close(row)
     return row
@@ -215,8 +238,7 @@ def _versions() -> dict[str, str]:
 class _FailureBudget:
     """Passes progress on, and ends the run once so many images failed that the rest cannot mend the rate."""
 
-    max_failure_rate: float
-    num_planned: int
+    allowed: float
     progress: Progress
     num_failed: int
     num_images: int = 0
@@ -228,11 +250,10 @@ class _FailureBudget:
         self.check()
 
     def check(self) -> None:
-        if self.num_failed > self.max_failure_rate * self.num_planned:
+        if self.num_failed > self.allowed:
             raise FailureRateError(
-                f"{self.num_failed} images failed already, more than limits.max_failure_rate "
-                f"{self.max_failure_rate:g} of {self.num_planned} allows; committed shards stay, raise the limit and "
-                "run again to go on"
+                f"{self.num_failed} images failed already, and limits.max_failure_rate allows {int(self.allowed)} in "
+                f"this run; committed shards stay: {ACCEPT_FAILURES}"
             )
 
     def listing(self, keys: int) -> None:

@@ -174,7 +174,7 @@ class Driver:
 
     def _count_poison(self, suspect: Suspect) -> None:
         self._poisoned |= suspect.poison.keys()
-        allowed = self._limits.max_failure_rate * self._context.plan.counts.num_planned
+        allowed = self._context.plan.counts.failures_allowed(self._limits.max_failure_rate)
         if len(self._poisoned) > max(1.0, allowed):
             raise FailureRateError(
                 f"{len(self._poisoned)} images end the process that labels them, more than "

@@ -2,9 +2,8 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
@@ -21,11 +20,9 @@ DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
 @ray.remote(max_retries=READ_RETRIES)
-def read_remotely(
-    options: Mapping[str, Any], refs: Sequence[ImageRef], spec: InputSpec, max_pixels: int
-) -> PreparedBlock:
+def read_remotely(job: JobConfig, refs: Sequence[ImageRef], spec: InputSpec) -> PreparedBlock:
     """`read_block` as a Ray task."""
-    return read_block(BlockReader(options), refs, spec, max_pixels)
+    return read_block(BlockReader(job.storage.source, max_bytes=job.plan.max_bytes), refs, spec, job.plan.max_pixels)
 
 
 class TaskBlocks:
@@ -75,9 +72,7 @@ class _Window:
 
     def _submit(self, refs: Sequence[ImageRef]) -> "ray.ObjectRef[PreparedBlock]":
         options = {"num_cpus": self._job.cluster.cpus_per_reader}
-        return read_remotely.options(**options).remote(
-            self._job.storage.source, list(refs), self._spec, self._job.plan.max_pixels
-        )
+        return read_remotely.options(**options).remote(self._job, list(refs), self._spec)
 
     def _survivors(self, refs: Sequence[ImageRef], flying: "ray.ObjectRef[PreparedBlock]") -> Iterator[PreparedBlock]:
         """The block; or, where it kills its workers, its parts in order with the killing image failed."""

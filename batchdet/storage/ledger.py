@@ -66,6 +66,11 @@ class Ledger:
         self._output = output
         self._clock = clock
 
+    @property
+    def output(self) -> Store:
+        """The folder."""
+        return self._output
+
     def run_rows(self) -> list[RunRow]:
         """Every closed run, newest first.
 

@@ -1,6 +1,7 @@
 """A block of references becomes ordered bytes in one bulk read. Knows nothing of pixels."""
 
 import asyncio
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,10 +33,12 @@ class BlockReader:
     Args:
         options: fsspec storage options of the filesystems that are not local.
         patience: how long one image is waited for.
+        max_bytes: an image listed as larger is refused unread.
     """
 
-    def __init__(self, options: Mapping[str, Any], patience: Patience = PATIENCE) -> None:
+    def __init__(self, options: Mapping[str, Any], patience: Patience = PATIENCE, max_bytes: int = sys.maxsize) -> None:
         self._options = dict(options)
+        self._max_bytes = max_bytes
         self._patience = patience
 
     def fetch(self, refs: Sequence[ImageRef]) -> list[Read]:
@@ -47,6 +50,10 @@ class BlockReader:
         outcomes: dict[int, Read] = {}
         jobs: dict[Hashable, list[tuple[int, _Job]]] = {}
         for position, ref in enumerate(refs):
+            if (ref.size_bytes or 0) > self._max_bytes:
+                reason = f"{ref.size_bytes} bytes, more than plan.max_bytes {self._max_bytes}"
+                outcomes[position] = FailedImage(ref, "read", "too_many_bytes", reason)
+                continue
             try:
                 location = locate(ref.uri)
             except StorageError as error:

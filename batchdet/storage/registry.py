@@ -49,7 +49,9 @@ def fetch_model(reference: str, options: Mapping[str, Any]) -> ModelFiles | None
 
 
 def _fetch_version(reference: str, options: Mapping[str, Any]) -> ModelFiles:
-    uri, _, wanted = reference.partition("@") if "@" in reference.rsplit("/", 1)[-1] else (reference, "", "")
+    folder, slash, last = reference.rpartition("/")
+    name, _, wanted = last.partition("@")
+    uri = folder + slash + name
     store = open_store(uri.rstrip("/"), options)
     prefix = "" if store.exists(CARD_NAME) and not wanted else f"{wanted or promoted_version(store)}/"
     return ModelFiles(weights=_local_copy(store, prefix + WEIGHTS_NAME), card=_local_copy(store, prefix + CARD_NAME))

@@ -1,0 +1,141 @@
+"""Runs that follow one another on one output: what is resumed, refused, closed as partial, and forgiven."""
+
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchdet.config import JobConfig, load_job
+from batchdet.demo.shipped import shipped_model
+from batchdet.errors import ConfigError, FailureRateError, OpenShardsError, SourceError
+from batchdet.labelling import RunContext
+from batchdet.progress import PlainProgress, Progress
+from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage
+from batchdet.run import label_bucket
+from batchdet.storage.filesystem import open_store
+from batchdet.storage.ledger import Ledger
+from batchdet.storage.plan import read_shard
+
+MakeJob = Callable[..., JobConfig]
+
+
+class StandIn:
+    """A runner that labels by name: `bad-*` fails, everything else is empty; stops after so many shards."""
+
+    def __init__(self, shards: int | None = None) -> None:
+        self.shards = shards
+        self.labelled: list[str] = []
+
+    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        output = open_store(context.job.output, {})
+        for shard_id in list(shard_ids)[: self.shards]:
+            shard = read_shard(output, context.plan, shard_id)
+            self.labelled += [Path(ref.uri).name for ref in shard.images]
+            report = Ledger(output).commit(context.plan, shard, [_outcome(ref) for ref in shard.images])
+            progress.shard_committed(report)
+
+
+def _outcome(ref: ImageRef) -> ImageOutcome:
+    if Path(ref.uri).name.startswith("bad"):
+        return FailedImage(ref, "decode", "truncated", "cut short")
+    none = np.zeros(0, np.float32)
+    facts = ImageFacts(width=8, height=8, decoder="stand-in")
+    return LabelledImage(ref, facts, none.reshape(0, 4), none, np.zeros(0, np.int64), np.zeros(0, bool), False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"good-{number:02d}.jpg").write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture
+def make_job(source: Path, tmp_path: Path) -> MakeJob:
+    def make(**fields: object) -> JobConfig:
+        base: dict[str, object] = {
+            "source": str(source),
+            "output": str(tmp_path / "labels"),
+            "model.reference": str(shipped_model()),
+            "plan.images_per_shard": 10,
+        }
+        return load_job(None, base | fields)
+
+    return make
+
+
+def quiet() -> PlainProgress:
+    return PlainProgress(StringIO())
+
+
+def test_a_file_known_to_be_bad_does_not_stop_the_nights_after(source: Path, make_job: MakeJob) -> None:
+    (source / "bad.jpg").write_bytes(b"x")
+    assert label_bucket(make_job(), StandIn(), quiet()).num_failed == 1
+    again = label_bucket(make_job(), StandIn(), quiet())
+    assert (again.status, again.num_failed, again.num_unchanged) == ("complete", 1, 40)
+    (source / "new.jpg").write_bytes(b"x")
+    night = StandIn()
+    row = label_bucket(make_job(), night, quiet())
+    assert night.labelled == ["bad.jpg", "new.jpg"]
+    assert (row.num_labelled, row.num_failed) == (1, 1)
+
+
+def test_too_many_failures_end_the_run_open_until_the_limit_is_raised(source: Path, make_job: MakeJob) -> None:
+    for number in range(5):
+        (source / f"bad-{number}.jpg").write_bytes(b"x")
+    with pytest.raises(FailureRateError, match="max_failure_rate"):
+        label_bucket(make_job(), StandIn(), quiet())
+    with pytest.raises(FailureRateError, match="--new-run"):
+        label_bucket(make_job(), StandIn(), quiet())
+    raised = StandIn()
+    row = label_bucket(make_job(**{"limits.max_failure_rate": 0.5}), raised, quiet())
+    assert (row.status, row.num_failed, row.num_labelled) == ("complete", 5, 40)
+    assert not [name for name in raised.labelled if name.startswith("bad")], "nothing is labelled twice"
+
+
+def test_an_open_run_is_refused_to_another_job(make_job: MakeJob) -> None:
+    with pytest.raises(OpenShardsError, match="2 of 4 shards are open"):
+        label_bucket(make_job(), StandIn(shards=2), quiet())
+    for field, value in {
+        "policy.score_threshold": 0.7,
+        "model.score_floor": 0.1,
+        "plan.max_pixels": 10,
+        "plan.max_bytes": 10,
+        "reading.block_images": 7,
+    }.items():
+        with pytest.raises(ConfigError, match=rf"{field.split('.')[0]}.*--new-run"):
+            label_bucket(make_job(**{field: value}), StandIn(), quiet())
+    rest = StandIn()
+    assert label_bucket(make_job(**{"reading.prefetch_blocks": 2}), rest, quiet()).num_labelled == 40
+    assert len(rest.labelled) == 20
+
+
+def test_a_new_run_gives_up_the_open_one_only_when_it_has_a_plan(make_job: MakeJob, tmp_path: Path) -> None:
+    with pytest.raises(OpenShardsError):
+        label_bucket(make_job(), StandIn(shards=2), quiet())
+    with pytest.raises(SourceError):
+        label_bucket(make_job(source=str(tmp_path / "typo")), StandIn(), quiet(), new_run=True)
+    ledger = Ledger(open_store(str(tmp_path / "labels"), {}))
+    assert len(ledger.open_runs()) == 1, "a mistake gives nothing up"
+    fresh = StandIn()
+    row = label_bucket(make_job(), fresh, quiet(), new_run=True)
+    assert len(fresh.labelled) == row.num_labelled == 40
+    assert sorted(run.status for run in ledger.run_rows()) == ["complete", "partial"]
+
+
+def test_an_open_run_older_than_a_complete_one_is_not_resumed(make_job: MakeJob, tmp_path: Path) -> None:
+    with pytest.raises(OpenShardsError):
+        label_bucket(make_job(), StandIn(shards=1), quiet())
+    with pytest.raises(OpenShardsError):
+        label_bucket(make_job(), StandIn(shards=1), quiet(), new_run=True)
+    partial = next((tmp_path / "labels" / "runs").iterdir())
+    partial.unlink()  # as if two drivers had planned at once: two open runs
+    label_bucket(make_job(), StandIn(), quiet())
+    idle = StandIn()
+    assert label_bucket(make_job(), idle, quiet()).num_unchanged == 40
+    assert idle.labelled == []
+    assert Ledger(open_store(str(tmp_path / "labels"), {})).open_runs() == []
