@@ -12,9 +12,11 @@ WHEN = ("labelled_at",)
 
 
 def rows_of(output: Path, table: str) -> pa.Table:
-    """Every committed row of `images` or `detections`, sorted, without the columns that say when."""
-    files = sorted(output.glob(f"{table}/run_id=*/shard-*.parquet"))
+    """Every row of `images`, `detections` or `runs`, sorted, without the columns that say when."""
+    files = sorted(output.glob(f"{table}/**/*.parquet"))
     read = pa.concat_tables(pq.read_table(path, partitioning=None) for path in files)
+    if table == "runs":
+        return read.sort_by("run_id")
     keys = [("image_uri", "ascending")] + ([("detection_index", "ascending")] if table == "detections" else [])
     return read.drop_columns([name for name in WHEN if name in read.column_names]).sort_by(keys)
 
