@@ -1,7 +1,5 @@
 """`python -m batchdet`."""
 
-import sys
+from batchdet.cli.main import run
 
-from batchdet.cli.main import main
-
-sys.exit(main())
+run()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -119,12 +119,9 @@ class ShardLabeller:
         return outcomes, seconds
 
     def stop(self) -> None:
-        """Make every `label` under way raise InterruptedRunError at its next block."""
+        """Take no more work, and make every `label` under way raise InterruptedRunError at its next block."""
         self._stopping.set()
-
-    def close(self) -> None:
-        """End the detection thread."""
-        self._detecting.shutdown()
+        self._detecting.shutdown(wait=False)
 
     def _accounted(self, blocks: Iterator[PreparedBlock], seconds: dict[str, float]) -> Iterator[PreparedBlock]:
         """The blocks, adding their stage seconds and the time spent waiting for them."""
@@ -146,28 +143,34 @@ class InlineRunner:
     def __init__(self, hardware: Hardware) -> None:
         self._hardware = hardware
 
+    def ready(self, job: JobConfig, progress: Progress) -> AbstractContextManager[None]:
+        """See `batchdet.run.Runner`."""
+        return nullcontext()
+
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
-        """See `Runner`."""
+        """See `batchdet.run.Runner`."""
         if not shard_ids:
             return
         labeller = ShardLabeller(context, self._hardware)
         progress.labellers(alive=1, wanted=1)
         todo = iter(shard_ids)
-        with closing(labeller), ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard") as pool:
-            attempts = context.job.limits.max_attempts_per_shard
+        attempts = context.job.limits.max_attempts_per_shard
+        pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard")
 
-            def begin(count: int) -> set[Future[ShardReport]]:
-                return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in islice(todo, count)}
+        def begin(count: int) -> set[Future[ShardReport]]:
+            return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in islice(todo, count)}
 
+        try:
             running = begin(SHARDS_IN_FLIGHT)
-            try:
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    running |= begin(len(done))
-                    for future in done:
-                        self._settle(future, progress)
-            finally:
-                labeller.stop()
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= begin(len(done))
+                for future in done:
+                    self._settle(future, progress)
+        finally:
+            # Shards under way are not waited for: they stay open, and commits are whole or not at all.
+            labeller.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _settle(self, future: "Future[ShardReport]", progress: Progress) -> None:
         try:

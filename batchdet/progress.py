@@ -152,6 +152,9 @@ class PlainProgress:
         self._tally.alive, self._tally.wanted = alive, wanted
         if before != (alive, wanted) and (alive < before[0] or alive == wanted):
             self._say(f"labellers: {alive} of {wanted}")
+        elif self._tally.num_planned is not None:
+            # Runners say this every moment, so long shards leave no silence.
+            self._say_in_time(self._tally.line())
 
     def shard_committed(self, report: ShardReport) -> None:
         """See `Progress`."""

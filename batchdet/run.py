@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -56,6 +56,13 @@ RECORDED_VERSIONS = ("ray", "torch", "torchvision", "pyarrow", "pillow", "numpy"
 class Runner(Protocol):
     """Where the shards of a run are labelled."""
 
+    def ready(self, job: JobConfig, progress: Progress) -> AbstractContextManager[None]:
+        """Be able to `run` inside the block; what cannot work is said here, before anything is listed or written.
+
+        Raises:
+            UserError: the cluster cannot be reached or has no room.
+        """
+
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
         """Label and commit the shards; return when none is left that can be labelled.
 
@@ -85,7 +92,11 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
     with _output_errors(job):
         output = open_store(job.output, job.storage.output)
         output.probe_writable()
-    ledger = Ledger(output)
+    with runner.ready(job, progress):
+        return _label(job, runner, progress, Ledger(output), new_run=new_run)
+
+
+def _label(job: JobConfig, runner: Runner, progress: Progress, ledger: Ledger, *, new_run: bool) -> RunRow:
     model = describe_model(job)
     plan = _open_run(job, ledger, model, progress, new_run=new_run)
     committed = ledger.committed(plan.run_id)
@@ -150,6 +161,8 @@ def _open_run(job: JobConfig, ledger: Ledger, model: ModelInfo, progress: Progre
     else:
         if rows and rows[0].model_digest != model.digest:
             progress.log(f"another model than run {rows[0].run_id}: unchanged images keep the labels they have")
+        if rows and rows[0].policy_digest != job.policy.digest:
+            progress.log(f"another policy than run {rows[0].run_id}: unchanged images keep what was accepted then")
         current = [_begin_run(job, ledger, model, rows, progress)]
     for plan in open_runs:
         if plan.run_id != current[0].run_id:

@@ -2,7 +2,7 @@
 
 import sys
 
-from batchdet.cli.main import main
+from batchdet.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main(["label", *sys.argv[1:]]))
+    run(["label", *sys.argv[1:]])

@@ -46,7 +46,7 @@ def test_a_mistake_names_its_field(fields: dict[str, Any], message: str) -> None
     ],
 )
 def test_secrets_in_storage_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="storage.source.*looks like a secret; put it in the environment"):
+    with pytest.raises(ConfigError, match=r"storage\.source.*looks like a secret; put it in the environment"):
         load_job(None, BASE | {"storage.source": options})
 
 

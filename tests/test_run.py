@@ -1,6 +1,7 @@
 """Runs that follow one another on one output: what is resumed, refused, closed as partial, and forgiven."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import StringIO
 from pathlib import Path
 
@@ -27,6 +28,9 @@ class StandIn:
     def __init__(self, shards: int | None = None) -> None:
         self.shards = shards
         self.labelled: list[str] = []
+
+    def ready(self, job: JobConfig, progress: Progress) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
         output = open_store(context.job.output, {})

@@ -6,8 +6,9 @@ Commands that need torch or Ray import them when they run, so that the others st
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -79,6 +80,18 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(models.app)
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command as this process, and end it."""
+    code = main(arguments)
+    here = threading.main_thread()
+    if any(thread is not here and not thread.daemon for thread in threading.enumerate()):
+        # Only an interrupted command leaves threads behind, and Python would wait for what they read or detect.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,19 +4,21 @@ The driver holds shard numbers and reports, nothing that grows with the images o
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from batchdet.cluster.capacity import labeller_demand, labellers_that_fit, require_room
+from batchdet.cluster.crew import Crew, Member, check_room
 from batchdet.cluster.isolation import Suspect
-from batchdet.cluster.labeller import LABELLER_OPTIONS, Labeller
+from batchdet.cluster.paths import require_shared_paths
 from batchdet.cluster.session import connected
+from batchdet.config import JobConfig
 from batchdet.errors import BatchdetError, ClusterError, FailureRateError, RunError, StorageError
-from batchdet.labelling import SHARDS_IN_FLIGHT, Hardware, RunContext
+from batchdet.labelling import SHARDS_IN_FLIGHT, RunContext
 from batchdet.progress import Progress
 from batchdet.records import ImageRef, ShardReport
 from batchdet.storage.filesystem import open_store
@@ -35,67 +37,53 @@ class RayRunner:
     def __init__(self, address: str) -> None:
         self._address = address
 
+    @contextmanager
+    def ready(self, job: JobConfig, progress: Progress) -> Iterator[None]:
+        """See `batchdet.run.Runner`."""
+        with connected(self._address, progress.log):
+            require_shared_paths(job)
+            self._demand = check_room(job.cluster, progress)
+            yield
+
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
-        """See `batchdet.labelling.Runner`."""
+        """See `batchdet.run.Runner`."""
         if not shard_ids:
             return
-        with connected(self._address, progress.log) as may_grow:
-            driver = Driver(context, shard_ids, progress, may_grow)
-            try:
-                driver.run()
-            except RayTaskError:
-                raise
-            except RayError as error:
-                raise RunError(f"the Ray cluster was lost ({_reason(error)}); run the same command again") from error
-            finally:
-                driver.dismiss()
-
-
-@dataclass
-class _Member:
-    """One labeller actor: set up or not yet, with the shards it holds."""
-
-    actor: Any
-    is_ready: bool = False
-    shards: set[int] = field(default_factory=set)
-    suspect: Suspect | None = None
-
-    @property
-    def free_places(self) -> int:
-        return 0 if self.suspect or not self.is_ready else SHARDS_IN_FLIGHT - len(self.shards)
+        driver = Driver(context, shard_ids, progress, Crew(context, self._demand))
+        try:
+            driver.run()
+        except RayTaskError:
+            raise
+        except RayError as error:
+            raise RunError(f"the Ray cluster was lost ({_reason(error)}); run the same command again") from error
+        finally:
+            driver.dismiss()
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What a result in flight will be the answer to."""
 
-    member: _Member
-    kind: str
+    member: Member
+    kind: Literal["setup", "label", "probe"]
     shard_id: int = -1
 
 
 class Driver:
     """One run on the cluster the process is connected to."""
 
-    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: Progress, may_grow: bool) -> None:
+    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: Progress, crew: Crew) -> None:
         self._context = context
         self._progress = progress
+        self._crew = crew
         self._limits = context.job.limits
         self._todo: deque[int] = deque(shard_ids)
         self._suspects: deque[Suspect] = deque()
         self._attempts: Counter[int] = Counter()
         self._unfinished = set(shard_ids)
         self._poisoned: set[str] = set()
-        self._crew: list[_Member] = []
         self._calls: dict[Any, _Call] = {}
-        self._setup_deaths = 0
-        self._may_grow = may_grow
-        self._expected = 0
-        nodes = _living_nodes()
-        self._demand = labeller_demand(context.job.cluster, nodes)
-        require_room(context.job.cluster, self._demand, nodes, may_grow)
-        if not labellers_that_fit(self._demand, nodes):
-            progress.log("no node has room for a labeller yet; waiting for the cluster to grow")
+        self._setup_failures = 0
 
     def run(self) -> None:
         """Until every shard is committed or given up.
@@ -104,66 +92,48 @@ class Driver:
             BatchdetError: the run cannot go on.
         """
         while self._unfinished:
-            self._hire()
+            self._staff()
             self._hand_out()
             self._collect()
 
     def dismiss(self) -> None:
         """End every labeller at once."""
-        for member in self._crew:
-            ray.kill(member.actor)
-        self._crew.clear()
+        self._crew.dismiss()
         self._calls.clear()
 
-    # -- the crew
+    def _staff(self) -> None:
+        waiting = len(self._todo) + len(self._suspects)
+        if not waiting:
+            self._crew.let_go_idle()
+        for member, setup in self._crew.hire(waiting):
+            self._calls[setup] = _Call(member, "setup")
+        ready = self._crew.num_ready
+        self._progress.labellers(ready, wanted=max(ready, min(self._crew.fitting, len(self._unfinished))))
 
-    def _hire(self) -> None:
-        """Bring the crew to the size the cluster holds now, and ask for more where more may come."""
-        nodes = _living_nodes()
-        config = self._context.job.cluster.labellers
-        fitting = max(1, labellers_that_fit(self._demand, nodes)) if config == "auto" else config
-        ready = sum(member.is_ready for member in self._crew)
-        self._expected = min(fitting, len(self._unfinished))
-        # Labellers that wait for room are what an autoscaler sees. Unlike a request made to it, they end with the
-        # driver, and doubling reaches any size in a few steps.
-        waiting = max(1, ready) if config == "auto" and self._may_grow else 0
-        for _ in range(min(fitting + waiting, len(self._unfinished)) - len(self._crew)):
-            self._hire_one()
-        self._progress.labellers(ready, wanted=max(self._expected, ready))
-
-    def _hire_one(self) -> None:
-        options = LABELLER_OPTIONS | {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
-        member = _Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
-        hardware = Hardware(self._demand.device, self._demand.threads)
-        setup = member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
-        self._calls[setup] = _Call(member, "setup")
-        self._crew.append(member)
-
-    def _lose(self, member: _Member) -> None:
-        # An actor that cannot be reached may still live; it must not go on beside its replacement.
-        ray.kill(member.actor)
-        self._crew = [other for other in self._crew if other is not member]
+    def _lose(self, member: Member) -> None:
+        self._crew.lose(member)
         self._calls = {ref: call for ref, call in self._calls.items() if call.member is not member}
 
     # -- handing out
 
     def _hand_out(self) -> None:
-        for member in self._crew:
-            if self._suspects and member.free_places == SHARDS_IN_FLIGHT:
+        for member in self._crew.members:
+            if self._suspects and member.is_idle:
                 member.suspect = self._suspects.popleft()
                 self._advance(member, member.suspect)
         # One shard each before anybody gets a second, and a second only while nobody will want for a first.
+        expected = min(self._crew.fitting, len(self._unfinished))
         for held in range(SHARDS_IN_FLIGHT):
-            for member in self._crew:
-                spare = held == 0 or len(self._todo) >= self._expected
+            for member in self._crew.members:
+                spare = held == 0 or len(self._todo) >= expected
                 if self._todo and spare and member.free_places and len(member.shards) == held:
                     self._send(member, self._todo.popleft())
 
-    def _send(self, member: _Member, shard_id: int) -> None:
+    def _send(self, member: Member, shard_id: int) -> None:
         member.shards.add(shard_id)
         self._calls[member.actor.label.remote(shard_id)] = _Call(member, "label", shard_id)
 
-    def _advance(self, member: _Member, suspect: Suspect) -> None:
+    def _advance(self, member: Member, suspect: Suspect) -> None:
         refs = suspect.next_probe()
         if refs is not None:
             self._calls[member.actor.probe.remote(list(refs))] = _Call(member, "probe", suspect.shard_id)
@@ -204,7 +174,7 @@ class Driver:
         member = call.member
         if call.kind == "setup":
             member.is_ready = True
-            self._setup_deaths = 0
+            self._setup_failures = 0
         elif call.kind == "probe" and member.suspect:
             member.suspect.probed(survived=True)
             self._advance(member, member.suspect)
@@ -212,26 +182,32 @@ class Driver:
             self._finish(member, call.shard_id)
             self._progress.shard_committed(answer)
 
-    def _finish(self, member: _Member, shard_id: int) -> None:
+    def _finish(self, member: Member, shard_id: int) -> None:
         member.shards.discard(shard_id)
         member.suspect = None
         self._unfinished.discard(shard_id)
 
     def _labeller_refused(self, call: _Call, error: RayTaskError) -> None:
-        """An exception, not a death: trouble of storage or Ray leaves the shard for another try, a bug ends the run."""
+        """An exception, not a death: trouble of storage or Ray is tried again, a bug ends the run."""
         cause = error.cause
         passes = isinstance(cause, StorageError) or (
             isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
         )
-        if call.kind != "label" or not passes:
+        if not passes:
             raise cause if isinstance(cause, BatchdetError) else error
-        call.member.shards.discard(call.shard_id)
-        call.member.suspect = None
-        self._attempts[call.shard_id] += 1
-        if self._attempts[call.shard_id] < self._limits.max_attempts_per_shard:
-            self._todo.append(call.shard_id)
+        if call.kind == "setup":
+            self._lose(call.member)
+            self._count_setup_failure(str(cause), error)
             return
-        self._give_up(call.shard_id, str(cause))
+        suspect, call.member.suspect = call.member.suspect, None
+        call.member.shards.discard(call.shard_id)
+        self._attempts[call.shard_id] += 1
+        if self._attempts[call.shard_id] >= self._limits.max_attempts_per_shard + (suspect is not None):
+            self._give_up(call.shard_id, str(cause))
+        elif suspect:
+            self._suspects.append(suspect)
+        else:
+            self._todo.append(call.shard_id)
 
     def _give_up(self, shard_id: int, reason: str) -> None:
         self._unfinished.discard(shard_id)
@@ -244,7 +220,8 @@ class Driver:
         where = f"shards {sorted(member.shards)}" if member.shards else call.kind
         self._progress.log(f"a labeller died ({'its node was lost' if lost_node else 'process ended'}) with {where}")
         if call.kind == "setup":
-            self._count_setup_death(error, lost_node)
+            if not lost_node:
+                self._count_setup_failure(_reason(error), error)
         elif member.suspect:
             self._suspect_died(member.suspect, call.kind, lost_node)
         for shard_id in sorted(member.shards):
@@ -254,11 +231,11 @@ class Driver:
             else:
                 self._suspects.append(Suspect(shard_id))
 
-    def _count_setup_death(self, error: RayError, lost_node: bool) -> None:
-        self._setup_deaths += 0 if lost_node else 1
-        if self._setup_deaths >= self._limits.max_attempts_per_shard:
+    def _count_setup_failure(self, reason: str, error: RayError) -> None:
+        self._setup_failures += 1
+        if self._setup_failures >= self._limits.max_attempts_per_shard:
             raise ClusterError(
-                f"{self._setup_deaths} labellers in turn died while loading the model: {_reason(error)}"
+                f"{self._setup_failures} labellers in turn could not load the model: {reason}"
             ) from error
 
     def _suspect_died(self, suspect: Suspect, kind: str, lost_node: bool) -> None:
@@ -275,11 +252,6 @@ class Driver:
     def _images_of(self, shard_id: int) -> Sequence[ImageRef]:
         job = self._context.job
         return read_shard(open_store(job.output, job.storage.output), self._context.plan, shard_id).images
-
-
-def _living_nodes() -> list[dict[str, float]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def _is_lost_node(error: RayError) -> bool:

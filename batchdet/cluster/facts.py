@@ -30,13 +30,13 @@ def cluster_facts(address: str) -> list[Fact]:
         return facts
     if address == "auto" and not _may_be_running():
         return [*facts, Fact("cluster", "ok", "none runs; `batchdet label` starts one on this machine")]
-    warnings: list[str] = []
+    said: list[str] = []
     try:
-        with connected(address, warnings.append):
+        with connected(address, said.append):
             facts += _cluster(address)
     except ClusterError as error:
         return [*facts, Fact("cluster", "fail", str(error))]
-    return facts + [Fact("authentication", "warn", line) for line in warnings]
+    return facts + [Fact("authentication", "warn", line) for line in said[1:]]
 
 
 def _may_be_running() -> bool:

@@ -12,10 +12,17 @@ from batchdet.records import FailedImage, ImageRef
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Neighbouring images; `deadly` is known, `is_left` says the span below on the stack is its right sibling."""
+    """Neighbouring images.
+
+    Attributes:
+        deadly: they hold an image that kills, as was seen or as follows from their sibling's survival.
+        seen: they themselves ended a labeller that held nothing else.
+        is_left: the span below on the stack is the right sibling.
+    """
 
     refs: Sequence[ImageRef]
     deadly: bool = False
+    seen: bool = False
     is_left: bool = False
 
 
@@ -37,11 +44,13 @@ class Suspect:
     def next_probe(self) -> Sequence[ImageRef] | None:
         """Images to probe next; None when the shard is to be labelled without its poison."""
         while self._stack and self._stack[-1].deadly:
+            if len(self._stack[-1].refs) == 1 and not self._stack[-1].seen:
+                break  # no image is failed for what followed from others: it must end a labeller itself
             refs = self._stack.pop().refs
             if len(refs) == 1:
-                reason = "labelling it ends the process, alone as well as among others"
+                reason = "labelling it alone ended the process"
                 self.poison[refs[0].uri] = FailedImage(refs[0], "detect", "worker_died", reason)
-            else:
+            elif refs:
                 middle = len(refs) // 2
                 self._stack += [_Span(refs[middle:]), _Span(refs[:middle], is_left=True)]
         return self._stack[-1].refs if self._stack else None
@@ -50,7 +59,7 @@ class Suspect:
         """The images of `next_probe` were tried."""
         span = self._stack.pop()
         if not survived:
-            self._stack.append(_Span(span.refs, deadly=True))
+            self._stack.append(_Span(span.refs, deadly=True, seen=True))
         elif span.is_left:
             # The parent was deadly and this half is not, so the other half is: no need to lose a labeller to know.
             self._stack[-1] = replace(self._stack[-1], deadly=True)
@@ -62,4 +71,4 @@ class Suspect:
             refs: the shard's images in plan order.
         """
         self.rounds += 1
-        self._stack = [_Span([ref for ref in refs if ref.uri not in self.poison], deadly=True)]
+        self._stack = [_Span([ref for ref in refs if ref.uri not in self.poison], deadly=True, seen=True)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchdet.errors import ModelError, NotFoundError, StorageError
+from batchdet.errors import ModelError, NotFoundError, StorageError, TransientStorageError
 from batchdet.records import ModelFiles
 from batchdet.storage.filesystem import Store, open_store
 
@@ -33,6 +33,7 @@ def fetch_model(reference: str, options: Mapping[str, Any]) -> ModelFiles | None
 
     Raises:
         ModelError: nothing usable lies at the reference.
+        TransientStorageError: the store does not answer.
     """
     if reference.startswith("torchvision:"):
         return None
@@ -41,6 +42,8 @@ def fetch_model(reference: str, options: Mapping[str, Any]) -> ModelFiles | None
             folder, _, name = reference.rpartition("/")
             return ModelFiles(weights=_local_copy(open_store(folder or ".", options), name), card=None)
         return _fetch_version(reference, options)
+    except TransientStorageError:
+        raise
     except StorageError as error:
         raise ModelError(
             f"model {reference}: {error}; expected torchvision:NAME, a .safetensors or .pth file, "
