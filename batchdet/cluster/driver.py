@@ -5,13 +5,13 @@ The driver holds shard numbers and reports, nothing that grows with the images o
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from batchdet.cluster.capacity import labeller_demand, labellers_that_fit, require_room
+from batchdet.cluster.capacity import labeller_demand, labellers_held, labellers_that_fit, require_room
+from batchdet.cluster.crew import DEATHS, Call, Member, is_lost_node, living_nodes, one_line
 from batchdet.cluster.isolation import Suspect
 from batchdet.cluster.labeller import LABELLER_OPTIONS, Labeller
 from batchdet.cluster.session import connected
@@ -24,9 +24,6 @@ from batchdet.storage.plan import read_shard
 
 POLL_SECONDS = 1.0
 """How long the driver waits for a report before it looks at the cluster again."""
-
-DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError)
-"""How Ray says that a labeller is gone: an actor ended by the node's memory monitor is no RayActorError."""
 
 
 class RayRunner:
@@ -46,32 +43,9 @@ class RayRunner:
             except RayTaskError:
                 raise
             except RayError as error:
-                raise RunError(f"the Ray cluster was lost ({_reason(error)}); run the same command again") from error
+                raise RunError(f"the Ray cluster was lost ({one_line(error)}); run the same command again") from error
             finally:
                 driver.dismiss()
-
-
-@dataclass
-class _Member:
-    """One labeller actor: set up or not yet, with the shards it holds."""
-
-    actor: Any
-    is_ready: bool = False
-    shards: set[int] = field(default_factory=set)
-    suspect: Suspect | None = None
-
-    @property
-    def free_places(self) -> int:
-        return 0 if self.suspect or not self.is_ready else SHARDS_IN_FLIGHT - len(self.shards)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What a result in flight will be the answer to."""
-
-    member: _Member
-    kind: str
-    shard_id: int = -1
 
 
 class Driver:
@@ -86,12 +60,12 @@ class Driver:
         self._attempts: Counter[int] = Counter()
         self._unfinished = set(shard_ids)
         self._poisoned: set[str] = set()
-        self._crew: list[_Member] = []
-        self._calls: dict[Any, _Call] = {}
+        self._crew: list[Member] = []
+        self._calls: dict[Any, Call] = {}
         self._setup_deaths = 0
         self._may_grow = may_grow
         self._expected = 0
-        nodes = _living_nodes()
+        nodes = living_nodes()
         self._demand = labeller_demand(context.job.cluster, nodes)
         require_room(context.job.cluster, self._demand, nodes, may_grow)
         if not labellers_that_fit(self._demand, nodes):
@@ -119,27 +93,41 @@ class Driver:
 
     def _hire(self) -> None:
         """Bring the crew to the size the cluster holds now, and ask for more where more may come."""
-        nodes = _living_nodes()
+        nodes = living_nodes()
         config = self._context.job.cluster.labellers
-        fitting = max(1, labellers_that_fit(self._demand, nodes)) if config == "auto" else config
+        fitting = max(1, labellers_that_fit(self._demand, nodes))
+        wanted = fitting if config == "auto" else config
+        # One labeller more would take the core its read tasks wait for; after a lost node, one may have.
+        is_tight = fitting < labellers_held(self._demand, nodes)
+        if is_tight:
+            wanted = min(wanted, fitting)
+            self._dismiss_surplus(fitting)
         ready = sum(member.is_ready for member in self._crew)
-        self._expected = min(fitting, len(self._unfinished))
+        self._expected = min(wanted, len(self._unfinished))
         # Labellers that wait for room are what an autoscaler sees. Unlike a request made to it, they end with the
         # driver, and doubling reaches any size in a few steps.
-        waiting = max(1, ready) if config == "auto" and self._may_grow else 0
-        for _ in range(min(fitting + waiting, len(self._unfinished)) - len(self._crew)):
+        waiting = max(1, ready) if config == "auto" and self._may_grow and not is_tight else 0
+        for _ in range(min(wanted + waiting, len(self._unfinished)) - len(self._crew)):
             self._hire_one()
         self._progress.labellers(ready, wanted=max(self._expected, ready))
 
     def _hire_one(self) -> None:
         options = LABELLER_OPTIONS | {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
-        member = _Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
+        member = Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
         hardware = Hardware(self._demand.device, self._demand.threads)
         setup = member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
-        self._calls[setup] = _Call(member, "setup")
+        self._calls[setup] = Call(member, "setup")
         self._crew.append(member)
 
-    def _lose(self, member: _Member) -> None:
+    def _dismiss_surplus(self, fitting: int) -> None:
+        while len(self._crew) > fitting:
+            member = min(self._crew, key=lambda one: (one.suspect is not None, one.is_ready, len(one.shards)))
+            self._lose(member)
+            self._todo.extendleft(sorted(member.shards, reverse=True))
+            if member.suspect:
+                self._suspects.appendleft(member.suspect)
+
+    def _lose(self, member: Member) -> None:
         # An actor that cannot be reached may still live; it must not go on beside its replacement.
         ray.kill(member.actor)
         self._crew = [other for other in self._crew if other is not member]
@@ -159,18 +147,18 @@ class Driver:
                 if self._todo and spare and member.free_places and len(member.shards) == held:
                     self._send(member, self._todo.popleft())
 
-    def _send(self, member: _Member, shard_id: int) -> None:
+    def _send(self, member: Member, shard_id: int) -> None:
         member.shards.add(shard_id)
-        self._calls[member.actor.label.remote(shard_id)] = _Call(member, "label", shard_id)
+        self._calls[member.actor.label.remote(shard_id)] = Call(member, "label", shard_id)
 
-    def _advance(self, member: _Member, suspect: Suspect) -> None:
+    def _advance(self, member: Member, suspect: Suspect) -> None:
         refs = suspect.next_probe()
         if refs is not None:
-            self._calls[member.actor.probe.remote(list(refs))] = _Call(member, "probe", suspect.shard_id)
+            self._calls[member.actor.probe.remote(list(refs))] = Call(member, "probe", suspect.shard_id)
             return
         self._count_poison(suspect)
         call = member.actor.label.remote(suspect.shard_id, suspect.poison)
-        self._calls[call] = _Call(member, "label", suspect.shard_id)
+        self._calls[call] = Call(member, "label", suspect.shard_id)
 
     def _count_poison(self, suspect: Suspect) -> None:
         self._poisoned |= suspect.poison.keys()
@@ -190,7 +178,7 @@ class Driver:
             if call is not None:
                 self._settle(call, ref)
 
-    def _settle(self, call: _Call, ref: Any) -> None:
+    def _settle(self, call: Call, ref: Any) -> None:
         try:
             answer = ray.get(ref)
         except DEATHS as error:
@@ -200,7 +188,7 @@ class Driver:
         else:
             self._succeeded(call, answer)
 
-    def _succeeded(self, call: _Call, answer: ShardReport | None) -> None:
+    def _succeeded(self, call: Call, answer: ShardReport | None) -> None:
         member = call.member
         if call.kind == "setup":
             member.is_ready = True
@@ -212,12 +200,12 @@ class Driver:
             self._finish(member, call.shard_id)
             self._progress.shard_committed(answer)
 
-    def _finish(self, member: _Member, shard_id: int) -> None:
+    def _finish(self, member: Member, shard_id: int) -> None:
         member.shards.discard(shard_id)
         member.suspect = None
         self._unfinished.discard(shard_id)
 
-    def _labeller_refused(self, call: _Call, error: RayTaskError) -> None:
+    def _labeller_refused(self, call: Call, error: RayTaskError) -> None:
         """An exception, not a death: trouble of storage or Ray leaves the shard for another try, a bug ends the run."""
         cause = error.cause
         passes = isinstance(cause, StorageError) or (
@@ -237,10 +225,10 @@ class Driver:
         self._unfinished.discard(shard_id)
         self._progress.log(f"shard {shard_id} stays open: {reason}")
 
-    def _labeller_died(self, call: _Call, error: RayError) -> None:
+    def _labeller_died(self, call: Call, error: RayError) -> None:
         member = call.member
         self._lose(member)
-        lost_node = _is_lost_node(error)
+        lost_node = is_lost_node(error)
         where = f"shards {sorted(member.shards)}" if member.shards else call.kind
         self._progress.log(f"a labeller died ({'its node was lost' if lost_node else 'process ended'}) with {where}")
         if call.kind == "setup":
@@ -258,7 +246,7 @@ class Driver:
         self._setup_deaths += 0 if lost_node else 1
         if self._setup_deaths >= self._limits.max_attempts_per_shard:
             raise ClusterError(
-                f"{self._setup_deaths} labellers in turn died while loading the model: {_reason(error)}"
+                f"{self._setup_deaths} labellers in turn died while loading the model: {one_line(error)}"
             ) from error
 
     def _suspect_died(self, suspect: Suspect, kind: str, lost_node: bool) -> None:
@@ -275,18 +263,3 @@ class Driver:
     def _images_of(self, shard_id: int) -> Sequence[ImageRef]:
         job = self._context.job
         return read_shard(open_store(job.output, job.storage.output), self._context.plan, shard_id).images
-
-
-def _living_nodes() -> list[dict[str, float]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
-
-
-def _is_lost_node(error: RayError) -> bool:
-    if isinstance(error, NodeDiedError):
-        return True
-    return isinstance(error, RayActorError) and (error.preempted or "node has died" in str(error))
-
-
-def _reason(error: RayError) -> str:
-    return " ".join(str(error).split())[:300]
