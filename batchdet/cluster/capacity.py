@@ -57,10 +57,10 @@ def labellers_that_fit(demand: Demand, nodes: Sequence[Resources]) -> int:
     Each CPU labeller leaves room for one read task; GPU labellers, which would idle otherwise, together for one.
     """
     if not demand.reads_remotely:
-        return _held(demand.cpus, demand.gpus, nodes)
+        return labellers_held(demand, nodes)
     if demand.gpus == 0:
         return _held(demand.cpus + demand.cpus_per_reader, 0, nodes)
-    fitting = _held(demand.cpus, demand.gpus, nodes)
+    fitting = labellers_held(demand, nodes)
     while fitting and not _leaves_reader(fitting, demand, nodes):
         fitting -= 1
     return fitting
@@ -78,7 +78,7 @@ def require_room(config: ClusterConfig, demand: Demand, nodes: Sequence[Resource
     Raises:
         ClusterError: no labeller fits and none ever will, or labellers leave no core for the read tasks they wait for.
     """
-    held = _held(demand.cpus, demand.gpus, nodes)
+    held = labellers_held(demand, nodes)
     if not held and not may_grow:
         raise ClusterError(
             f"no node holds a labeller of {demand.cpus:g} CPUs and {demand.gpus:g} GPUs; lower "
@@ -96,6 +96,11 @@ def require_room(config: ClusterConfig, demand: Demand, nodes: Sequence[Resource
 def _leaves_reader(labellers: int, demand: Demand, nodes: Sequence[Resources]) -> bool:
     cores = sum(node.get("CPU", 0) for node in nodes)
     return labellers * demand.cpus + demand.cpus_per_reader <= cores + _ROUNDING
+
+
+def labellers_held(demand: Demand, nodes: Sequence[Resources]) -> int:
+    """Labellers Ray would place on the nodes, whatever that leaves to read tasks."""
+    return _held(demand.cpus, demand.gpus, nodes)
 
 
 def _held(cpus: float, gpus: float, nodes: Sequence[Resources]) -> int:

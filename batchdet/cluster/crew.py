@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from batchdet.cluster.capacity import Demand, labeller_demand, labellers_that_fit, require_room
+from batchdet.cluster.capacity import Demand, labeller_demand, labellers_held, labellers_that_fit, require_room
 from batchdet.cluster.isolation import Suspect
 from batchdet.cluster.labeller import LABELLER_OPTIONS, Labeller
 from batchdet.cluster.session import growable_nodes, living_nodes
@@ -63,7 +63,7 @@ class Crew:
         self._context = context
         self._demand = demand
         self._may_grow = labellers_that_fit(demand, growable_nodes()) > 0
-        self._fitting = 0
+        self._room = _Room(0, is_tight=False)
         self._looked = float("-inf")
         self.members: list[Member] = []
 
@@ -76,21 +76,27 @@ class Crew:
     def fitting(self) -> int:
         """Labellers the job names, or the cluster holds now."""
         config = self._context.job.cluster.labellers
-        if config != "auto":
-            return config
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._fitting = max(1, labellers_that_fit(self._demand, _resources()))
-            self._looked = time.monotonic()
-        return self._fitting
+        room = self._look()
+        if config == "auto":
+            return room.fitting
+        return min(config, room.fitting) if room.is_tight else config
 
     def hire(self, waiting_work: int) -> Sequence[tuple[Member, Any]]:
         """Begin labellers for work that has none; each comes with the reference that answers when it is set up."""
         # Labellers that wait for room are what an autoscaler sees. Unlike a request made to it they end with the
         # driver, and doubling reaches any size in a few steps.
-        growth = max(1, self.num_ready) if self._may_grow and self._context.job.cluster.labellers == "auto" else 0
+        may_grow = self._may_grow and self._context.job.cluster.labellers == "auto" and not self._look().is_tight
+        growth = max(1, self.num_ready) if may_grow else 0
         busy = sum(bool(member.shards or member.suspect) for member in self.members)
         target = min(self.fitting + growth, busy + waiting_work)
         return [self._hire_one() for _ in range(target - len(self.members))]
+
+    def surplus(self) -> Sequence[Member]:
+        """Labellers, the least busy, that keep the core for which read tasks wait: since a node was lost, say."""
+        if not self._look().is_tight:
+            return []
+        by_work = sorted(self.members, key=lambda one: (one.suspect is None, not one.is_ready, -len(one.shards)))
+        return by_work[self.fitting :]
 
     def let_go_idle(self) -> None:
         """End labellers without work, so that what they hold of the cluster is free."""
@@ -107,12 +113,33 @@ class Crew:
         for member in list(self.members):
             self.lose(member)
 
+    def _look(self) -> "_Room":
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            nodes = _resources()
+            fitting = max(1, labellers_that_fit(self._demand, nodes))
+            self._room = _Room(fitting, is_tight=fitting < labellers_held(self._demand, nodes))
+            self._looked = time.monotonic()
+        return self._room
+
     def _hire_one(self) -> tuple[Member, Any]:
         options = LABELLER_OPTIONS | {"num_cpus": self._demand.cpus, "num_gpus": self._demand.gpus}
         member = Member(Labeller.options(**options).remote())  # type: ignore[attr-defined]
         hardware = Hardware(self._demand.device, self._demand.threads)
         self.members.append(member)
         return member, member.actor.setup.remote(self._context, hardware, self._demand.reads_remotely)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What the cluster holds now.
+
+    Attributes:
+        fitting: labellers, at least 1.
+        is_tight: Ray would place more, on the cores their read tasks need.
+    """
+
+    fitting: int
+    is_tight: bool
 
 
 def _resources() -> list[dict[str, float]]:

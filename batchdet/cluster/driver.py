@@ -105,6 +105,11 @@ class Driver:
         waiting = len(self._todo) + len(self._suspects)
         if not waiting:
             self._crew.let_go_idle()
+        for member in self._crew.surplus():
+            self._lose(member)
+            self._todo.extendleft(sorted(member.shards, reverse=True))
+            if member.suspect:
+                self._suspects.appendleft(member.suspect)
         for member, setup in self._crew.hire(waiting):
             self._calls[setup] = _Call(member, "setup")
         ready = self._crew.num_ready
