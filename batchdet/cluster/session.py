@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -38,13 +38,15 @@ def connected(address: str, say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
-    joined = _join(address)
-    _restore_sigterm(handler)
-    try:
-        _describe(joined, say)
-        yield
-    finally:
-        ray.shutdown()
+    # Ray's threads print what befalls its workers on stdout, which is for results.
+    with redirect_stdout(sys.stderr):
+        joined = _join(address)
+        _restore_sigterm(handler)
+        try:
+            _describe(joined, say)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def living_nodes() -> list[dict[str, Any]]:
