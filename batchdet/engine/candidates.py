@@ -4,6 +4,7 @@ Shape shorthand: N entries of a batch, B images, R rows of logits, C classes wit
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,13 +15,33 @@ LOGIT_MARGIN = 1e-4
 """Slack of the filter on logits: float32 softmax and sigmoid differ by less."""
 
 
-def confident_entries(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
-    """Entries whose softmax passes the threshold: positions in the flat logits [N], ascending, and scores [N]."""
+def all_finite(*outputs: Tensor) -> Tensor:
+    """[M] bool: every number at that place is finite, in all of the tensors [M, ...]."""
+    verdicts = []
+    for output in outputs:
+        inner = tuple(range(1, output.dim()))
+        # Extremes carry NaN along, and are far cheaper than asking every number.
+        verdicts.append((output.amin(dim=inner) > -math.inf) & (output.amax(dim=inner) < math.inf))
+    return torch.stack(verdicts).all(dim=0)
+
+
+def confident_entries(logits: Tensor, usable: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
+    """Entries whose softmax passes the threshold.
+
+    Args:
+        logits: [..., C].
+        usable: [R] bool over the rows of the logits; others give no entries.
+        score_thresh: in (0, 1).
+
+    Returns:
+        Positions in the flat logits [N], ascending, and scores [N].
+    """
     num_classes = logits.shape[-1]
     rows = logits.reshape(-1, num_classes)
     # A class's score is at most sigmoid(its logit - the background's), so most rows need no softmax.
     margin = _row_max(rows[:, 1:]) - rows[:, 0]
-    likely = (margin > math.log(score_thresh / (1 - score_thresh)) - LOGIT_MARGIN).nonzero().squeeze(1)
+    confident = margin > math.log(score_thresh / (1 - score_thresh)) - LOGIT_MARGIN
+    likely = (confident & usable).nonzero().squeeze(1)
     scores = rows.index_select(0, likely).softmax(dim=-1)
     scores[:, 0] = 0  # The background is never an entry.
     passing = (scores > score_thresh).flatten().nonzero().squeeze(1)
@@ -43,8 +64,7 @@ def keep_best(found: Detections, limit: int) -> Detections:
         return found
     below = rank_in_segment(found.image_index) >= limit
     capped = found.capped | any_per_image(below, found.image_index, found.capped.shape[0])
-    best = found.select(~below)
-    return Detections(best.boxes, best.scores, best.labels, best.image_index, capped)
+    return replace(found.select(~below), capped=capped)
 
 
 def best_first(image_index: Tensor, scores: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from batchdet.engine.detector import BACKGROUND, Detector
 from batchdet.engine.families import FAMILIES
 from batchdet.engine.family import Family
 from batchdet.engine.torch_detector import TorchDetector
-from batchdet.engine.weights import digest_weights, plain_weights, read_weights
+from batchdet.engine.weights import check_finite, digest_weights, plain_weights, read_weights
 from batchdet.errors import ModelError
 from batchdet.records import InputSpec, ModelFiles, ModelInfo
 
@@ -54,7 +54,8 @@ def load_detector(model: ModelConfig, files: ModelFiles | None, device: str) -> 
         device: `cpu`, `cuda` or `cuda:0`.
 
     Raises:
-        ModelError: unknown names, damaged or foreign files, heads that disagree with the categories.
+        ModelError: unknown names, damaged or foreign files, weights that are not finite, heads that disagree with the
+            categories.
     """
     module, info = load_model(model, files)
     family = FAMILIES[info.architecture]
@@ -198,6 +199,8 @@ def _build(family: Family, checkpoint: _Checkpoint, reference: str) -> nn.Module
                 f"{reference} does not fit {checkpoint.architecture}: {len(keys)} {kind} tensors, "
                 f"e.g. {', '.join(keys[:3])}"
             )
+    # Of the module, since taking over a float64 tensor may overflow.
+    check_finite(module.state_dict(), reference)
     return module.eval().requires_grad_(False)
 
 

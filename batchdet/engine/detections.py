@@ -3,7 +3,7 @@
 Shape shorthand: B images of a batch, N detections of all of them together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Detections:
         labels: [N] int64, positions in the detector's categories, never 0.
         image_index: [N] int64 in [0, B), non-decreasing; inside an image scores do not increase.
         capped: [B] bool, a cap of the model removed detections that had passed its thresholds and NMS.
+        finite: [B] bool, the network gave finite numbers only; an image without it has no detections worth a row.
     """
 
     boxes: Tensor
@@ -26,6 +27,7 @@ class Detections:
     labels: Tensor
     image_index: Tensor
     capped: Tensor
+    finite: Tensor
 
     def __post_init__(self) -> None:
         count = self.scores.shape[0] if self.scores.dim() == 1 else -1
@@ -34,22 +36,28 @@ class Detections:
             got = tuple(getattr(self, name).shape)
             if got != shape:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(got)}")
-        if self.capped.dim() != 1 or self.capped.dtype != torch.bool:
-            raise ValueError(f"capped: expected bool [B], got {self.capped.dtype} {list(self.capped.shape)}")
+        for name, column in (("capped", self.capped), ("finite", self.finite)):
+            if column.shape != self.capped.shape or column.dim() != 1 or column.dtype != torch.bool:
+                raise ValueError(f"{name}: expected bool [B], got {column.dtype} {list(column.shape)}")
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])
 
     def select(self, index: Tensor) -> "Detections":
-        """The detections at a bool [N] mask or int64 positions; `capped` stays."""
+        """The detections at a bool [N] mask or int64 positions; `capped` and `finite` stay."""
         # index_select copies several times as fast as indexing, and a mask is turned into positions once.
         places = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
         columns = (self.boxes, self.scores, self.labels, self.image_index)
         boxes, scores, labels, image_index = (column.index_select(0, places) for column in columns)
-        return Detections(boxes, scores, labels, image_index, self.capped)
+        return replace(self, boxes=boxes, scores=scores, labels=labels, image_index=image_index)
 
     def cpu(self) -> "Detections":
         """The same on the host."""
         return Detections(
-            self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), self.image_index.cpu(), self.capped.cpu()
+            self.boxes.cpu(),
+            self.scores.cpu(),
+            self.labels.cpu(),
+            self.image_index.cpu(),
+            self.capped.cpu(),
+            self.finite.cpu(),
         )

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch, Detector
 from batchdet.engine.postfilter import PostFilter, Verdict
 from batchdet.errors import OutOfMemoryError
@@ -116,7 +115,7 @@ def detect_blocks(
 
     A batch the device has no memory for is halved, and batches of that padded shape stay as small for the rest of the
     shard; an image too large alone becomes a FailedImage of stage `detect`, code `out_of_memory`. An image for which
-    the model gives boxes or scores that are not finite becomes one of code `non_finite`.
+    the network gives numbers that are not finite (`Detections.finite`) becomes one of code `non_finite`.
 
     Args:
         blocks: of one shard, in plan order.
@@ -173,18 +172,17 @@ class _ShardRun:
         while start < len(images):
             part = images[start : start + self.batcher.limit((height, width))]
             try:
-                verdict, broken = self._forward(part)
+                verdict = self._forward(part)
             except OutOfMemoryError as error:
                 start += self._make_smaller(part, (height, width), error)
                 continue
-            for image, outcome in zip(part, _outcomes(part, verdict, broken), strict=True):
+            for image, outcome in zip(part, _outcomes(part, verdict), strict=True):
                 self.outcomes[image.place] = outcome
             start += len(part)
         self.seconds.detect += time.perf_counter() - started
 
-    def _forward(self, images: Sequence[_Waiting]) -> tuple[Verdict, list[int]]:
-        detections, broken = _finite(self.detector.detect(_batch(images, self.detector.device)).cpu())
-        return self.postfilter(detections), broken
+    def _forward(self, images: Sequence[_Waiting]) -> Verdict:
+        return self.postfilter(self.detector.detect(_batch(images, self.detector.device)).cpu())
 
     def _make_smaller(self, images: Sequence[_Waiting], shape: _Shape, error: OutOfMemoryError) -> int:
         """Halve what fits of this shape; returns how many images are done with, which is one when it was alone."""
@@ -231,24 +229,15 @@ def _size(row: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-def _finite(detections: Detections) -> tuple[Detections, list[int]]:
-    """The detections of the images whose boxes and scores are all finite, and the other images."""
-    bad = ~(detections.scores.isfinite() & detections.boxes.isfinite().all(dim=1))
-    if not bool(bad.any()):
-        return detections, []
-    broken = torch.unique(detections.image_index[bad])
-    return detections.select(~torch.isin(detections.image_index, broken)), broken.tolist()
-
-
-def _outcomes(images: Sequence[_Waiting], verdict: Verdict, broken: Sequence[int]) -> Iterator[ImageOutcome]:
+def _outcomes(images: Sequence[_Waiting], verdict: Verdict) -> Iterator[ImageOutcome]:
     """One outcome an image, in batch order."""
     found = verdict.detections
     boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()
-    accepted, capped = verdict.accepted.numpy(), verdict.capped.tolist()
+    accepted, capped, finite = verdict.accepted.numpy(), verdict.capped.tolist(), found.finite.tolist()
     edges = np.searchsorted(found.image_index.numpy(), np.arange(len(images) + 1)).tolist()
     for index, image in enumerate(images):
-        if index in broken:
-            reason = "the model gave boxes or scores that are not finite"
+        if not finite[index]:
+            reason = "the network gave numbers that are not finite"
             yield FailedImage(image.ref, "detect", "non_finite", reason, image.facts)
             continue
         rows = slice(edges[index], edges[index + 1])

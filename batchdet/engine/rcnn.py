@@ -5,7 +5,7 @@ K anchors a feature map cell, T proposals kept per image before NMS, over all le
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from batchdet.engine.candidates import best_first, confident_entries, keep_best
+from batchdet.engine.candidates import all_finite, any_per_image, best_first, confident_entries, keep_best
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
@@ -61,8 +61,7 @@ class RCNNFamily:
         features = model.backbone(batch.pixels)
         proposals = propose(model.rpn, features, batch)
         found = classify(model.roi_heads, features, proposals, batch)
-        boxes = rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes)
-        return Detections(boxes, found.scores, found.labels, found.image_index, found.capped)
+        return replace(found, boxes=rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes))
 
 
 def propose(rpn: Any, features: Mapping[str, Tensor], batch: Batch) -> Detections:
@@ -125,6 +124,7 @@ def propose_from(
 
     Returns:
         Proposals; `labels` are pyramid levels. The caps of this stage are the model's own business and flag nothing.
+        No box is NaN, whatever the outputs.
     """
     tops = _top_anchors(objectness, rpn.pre_nms_top_n())
     codes = torch.cat([_pick_codes(level, top.anchors) for level, top in zip(deltas, tops, strict=True)], dim=1)
@@ -140,7 +140,8 @@ def propose_from(
         decode_boxes(rpn.box_coder, codes.reshape(-1, 4), anchors.index_select(0, chosen)), images, sizes
     )
     capped = torch.zeros(num_images, dtype=torch.bool, device=device)
-    found = Detections(boxes, scores, levels, images, capped)
+    found = Detections(boxes, scores, levels, images, capped, all_finite(*objectness, *deltas))
+    # Comparisons with NaN are false, so nothing of a network gone wrong comes through.
     found = found.select(_has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh))
     found = found.select(best_first(found.image_index, found.scores))
     found = found.select(batched_nms(found.boxes, found.scores, found.labels, found.image_index, rpn.nms_thresh))
@@ -168,15 +169,19 @@ def postprocess(heads: Any, logits: Tensor, codes: Tensor, proposals: Detections
         sizes: B resized frames.
 
     Returns:
-        Detections in the resized frames. `capped`: the cap of an image removed entries.
+        Detections in the resized frames. `capped`: the cap of an image removed entries. `finite`: so were proposals
+        and all of their logits and codes; otherwise the image has no detections.
     """
-    entries, scores = confident_entries(logits, heads.score_thresh)
+    num_images = proposals.finite.shape[0]
+    broken = any_per_image(~all_finite(logits, codes), proposals.image_index, num_images)
+    finite = proposals.finite & ~broken
+    entries, scores = confident_entries(logits, finite.index_select(0, proposals.image_index), heads.score_thresh)
     rows, labels = entries // logits.shape[1], entries % logits.shape[1]
     images = proposals.image_index.index_select(0, rows)
     codes = codes.reshape(-1, 4).index_select(0, entries)
     boxes = decode_boxes(heads.box_coder, codes, proposals.boxes.index_select(0, rows))
     boxes = clip_to_frames(boxes, images, sizes)
-    found = Detections(boxes, scores, labels, images, torch.zeros_like(proposals.capped))
+    found = Detections(boxes, scores, labels, images, torch.zeros_like(finite), finite)
     found = found.select(_has_sides(boxes, SMALLEST_SIDE))
     found = found.select(best_first(found.image_index, found.scores))
     found = found.select(batched_nms(found.boxes, found.scores, found.labels, found.image_index, heads.nms_thresh))

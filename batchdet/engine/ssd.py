@@ -4,7 +4,7 @@ Shape shorthand: B images, A default boxes an image, C classes with the backgrou
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
-from batchdet.engine.candidates import any_per_image, best_first, confident_entries, keep_best, rank_in_segment
+from batchdet.engine.candidates import (
+    all_finite,
+    any_per_image,
+    best_first,
+    confident_entries,
+    keep_best,
+    rank_in_segment,
+)
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
@@ -77,8 +84,7 @@ class SSDFamily:
     def detect(self, model: nn.Module, batch: Batch) -> Detections:
         """Detections of a batch, boxes in the original frames."""
         found = postprocess(run_network(model, batch), batch.sizes, model)
-        boxes = rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes)
-        return Detections(boxes, found.scores, found.labels, found.image_index, found.capped)
+        return replace(found, boxes=rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes))
 
 
 def _first_head_rows(weights: Mapping[str, Tensor], head: str) -> int:
@@ -146,10 +152,13 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
 
     Returns:
         Detections in the resized frames. `capped`: the top-k of a class or the cap of an image removed entries.
+        `finite`: so were all offsets and logits of an image; otherwise it has no detections.
     """
     num_images, num_anchors, num_classes = outputs.logits.shape
     per_image = num_anchors * num_classes
-    entries, scores = confident_entries(outputs.logits, model.score_thresh)
+    finite = all_finite(outputs.offsets, outputs.logits)
+    usable = finite.repeat_interleave(num_anchors, output_size=num_images * num_anchors)
+    entries, scores = confident_entries(outputs.logits, usable, model.score_thresh)
     order = best_first(entries // per_image, scores)
     entries, scores = entries.index_select(0, order), scores.index_select(0, order)
     images = entries // per_image
@@ -166,4 +175,5 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
     boxes = decode_boxes(model.box_coder, codes, outputs.default_boxes.index_select(0, anchors % num_anchors))
     boxes = clip_to_frames(boxes, images, sizes)
     keep = batched_nms(boxes, scores, labels, images, model.nms_thresh)
-    return keep_best(Detections(boxes, scores, labels, images, capped).select(keep), model.detections_per_img)
+    found = Detections(boxes, scores, labels, images, capped, finite)
+    return keep_best(found.select(keep), model.detections_per_img)

@@ -79,6 +79,18 @@ def _raised(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Refuse what no detection can come of: usually a training that diverged.
+
+    Raises:
+        ModelError: names the first tensor with a NaN or an infinity.
+    """
+    for name, tensor in weights.items():
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise ModelError(f"{where}: {bad} of {tensor.numel()} numbers in {name} are not finite")
+
+
 def digest_weights(architecture: str, categories: Sequence[str], weights: Mapping[str, Tensor]) -> str:
     """`sha256:<hex>` over architecture, categories and every tensor (name, type, shape, bytes), sorted by name.
 

@@ -132,7 +132,7 @@ def region_outputs(
     scores = torch.rand(rows, generator=generator)
     order = best_first(images, scores)
     none = torch.zeros(num_images, dtype=torch.bool)
-    return logits, codes, Detections(boxes[order], scores[order], torch.zeros_like(images), images, none)
+    return logits, codes, Detections(boxes[order], scores[order], torch.zeros_like(images), images, none, ~none)
 
 
 def tie_order(scores: Tensor, boxes: Tensor) -> Tensor:

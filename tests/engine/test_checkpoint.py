@@ -274,6 +274,16 @@ def test_missing_and_unexpected_tensors_are_named(stock: nn.Module, tmp_path: Pa
     one_line(error)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300], ids=["nan", "inf", "over float32"])
+def test_weights_that_are_not_finite_are_refused(stock: nn.Module, tmp_path: Path, bad: float) -> None:
+    name = "backbone.extra.3.2.0.weight"
+    broken = stock.state_dict()[name].double()
+    broken.flatten()[7] = bad
+    with pytest.raises(ModelError, match=f"1 of {broken.numel()} numbers in {name} are not finite") as error:
+        load_detector(config(), saved(tmp_path, stock.state_dict() | {name: broken}), "cpu")
+    one_line(error)
+
+
 class Sprung(nn.Module):
     """A pickle that raises when it is run."""
 

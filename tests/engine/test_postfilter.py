@@ -24,6 +24,7 @@ def detections_of(rows: list[Row], images: int, capped: list[bool] | None = None
         labels=torch.tensor([row[2] for row in ordered], dtype=torch.int64),
         image_index=torch.tensor([row[0] for row in ordered], dtype=torch.int64),
         capped=torch.tensor(capped if capped is not None else [False] * images, dtype=torch.bool),
+        finite=torch.ones(images, dtype=torch.bool),
     )
 
 
