@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
+from batchdet.engine.anchors import reference_boxes
 from batchdet.engine.candidates import all_finite, any_per_image, best_first, confident_entries, keep_best
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
@@ -68,8 +68,7 @@ def propose(rpn: Any, features: Mapping[str, Tensor], batch: Batch) -> Detection
     """Proposals of a batch in the resized frames: torchvision's region proposal network in its eval mode."""
     maps = list(features.values())
     objectness, deltas = rpn.head(maps)
-    # Anchors depend on shapes only, so one image stands for all.
-    (anchors,) = rpn.anchor_generator(ImageList(batch.pixels, [batch.sizes[0]]), maps)
+    anchors = reference_boxes(rpn.anchor_generator, batch.pixels, maps)
     return propose_from(rpn, [level.float() for level in objectness], [d.float() for d in deltas], anchors, batch.sizes)
 
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
+from batchdet.engine.anchors import reference_boxes
 from batchdet.engine.candidates import (
     all_finite,
     any_per_image,
@@ -134,9 +134,8 @@ def run_network(model: Any, batch: Batch) -> HeadOutputs:
     """Backbone and heads of a torchvision SSD, its own transform left out."""
     features = list(model.backbone(batch.pixels).values())
     outputs = model.head(features)
-    # Default boxes depend on shapes only, so one image stands for all.
-    (default_boxes,) = model.anchor_generator(ImageList(batch.pixels, [batch.sizes[0]]), features)
-    return HeadOutputs(outputs["bbox_regression"].float(), outputs["cls_logits"].float(), default_boxes.float())
+    default_boxes = reference_boxes(model.anchor_generator, batch.pixels, features)
+    return HeadOutputs(outputs["bbox_regression"].float(), outputs["cls_logits"].float(), default_boxes)
 
 
 def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Detections:

@@ -19,7 +19,8 @@ class TorchDetector:
     Args:
         model: in eval mode on its device.
         batch_images: images per forward pass it works best with.
-        autocast: arithmetic of backbone and heads when not float32; boxes are decoded in float32 anyway.
+        autocast: arithmetic of backbone and heads when not float32; default boxes, anchors, boxes and scores are float32
+            anyway.
     """
 
     def __init__(
