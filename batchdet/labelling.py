@@ -18,7 +18,7 @@ import torch
 
 from batchdet.config import ClusterConfig, JobConfig
 from batchdet.engine.checkpoint import load_detector
-from batchdet.engine.pipeline import detect_blocks
+from batchdet.engine.pipeline import SafeBatches, detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import ConfigError, InterruptedRunError, StorageError
 from batchdet.progress import Progress
@@ -85,6 +85,7 @@ class ShardLabeller:
         self._stopping = threading.Event()
         self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
         self._detector = self._detecting.submit(load_detector, job.model, files, hardware.device).result()
+        self._safe = SafeBatches()
         self._postfilter = PostFilter(job.policy, self._detector.info.categories, job.model.score_floor)
 
     def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
@@ -114,7 +115,8 @@ class ShardLabeller:
     def _detect(self, blocks: Iterator[PreparedBlock]) -> tuple[list[ImageOutcome], dict[str, float]]:
         seconds = {"read": 0.0, "decode": 0.0, "idle": 0.0}
         started = time.perf_counter()
-        outcomes = list(detect_blocks(self._accounted(blocks, seconds), self._detector, self._postfilter))
+        accounted = self._accounted(blocks, seconds)
+        outcomes = list(detect_blocks(accounted, self._detector, self._postfilter, safe=self._safe))
         seconds["detect"] = time.perf_counter() - started - seconds["idle"]
         return outcomes, seconds
 

@@ -54,5 +54,6 @@ class Detector(Protocol):
         """Detections above the model's score floor, after the model's own NMS and caps.
 
         Raises:
-            OutOfMemoryError: the device has no memory for this batch.
+            OutOfMemoryError: the device has no memory for this batch. (Moving the batch there and the detections back
+                is the caller's, within `memory_border`.)
         """

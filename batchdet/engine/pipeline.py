@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from batchdet.engine.detector import Batch, Detector
+from batchdet.engine.memory import memory_border
 from batchdet.engine.postfilter import PostFilter, Verdict
 from batchdet.errors import OutOfMemoryError
 from batchdet.records import (
@@ -50,6 +51,17 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, slots=True)
+class SafeBatches:
+    """What a device turned out to have memory for; belongs to the detector, and outlives its shards.
+
+    Attributes:
+        images: most images of a padded shape (height, width) in one forward pass, where that is under `batch_images`.
+    """
+
+    images: dict[_Shape, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     """One prepared image and its place in the shard."""
 
@@ -69,8 +81,8 @@ class _Batcher:
     """Images waiting for others of their padded shape."""
 
     batch_images: int
+    safe: SafeBatches
     queues: dict[_Shape, list[_Waiting]] = field(default_factory=dict)
-    safe_images: dict[_Shape, int] = field(default_factory=dict)
     count: int = 0
     nbytes: int = 0
 
@@ -93,7 +105,7 @@ class _Batcher:
 
     def limit(self, shape: _Shape) -> int:
         """Images of this shape that go into one forward pass."""
-        return self.safe_images.get(shape, self.batch_images)
+        return self.safe.images.get(shape, self.batch_images)
 
     def _oldest(self) -> _Shape:
         return min(self.queues, key=lambda shape: self.queues[shape][0].place)
@@ -110,21 +122,27 @@ def detect_blocks(
     detector: Detector,
     postfilter: PostFilter,
     seconds: StageSeconds | None = None,
+    safe: SafeBatches | None = None,
 ) -> Iterator[ImageOutcome]:
     """Every image of a shard's blocks as exactly one outcome, in plan order.
 
-    A batch the device has no memory for is halved, and batches of that padded shape stay as small for the rest of the
-    shard; an image too large alone becomes a FailedImage of stage `detect`, code `out_of_memory`. An image for which
-    the network gives numbers that are not finite (`Detections.finite`) becomes one of code `non_finite`.
+    A batch the device has no memory for is halved, and batches of that padded shape stay as small for as long as
+    `safe` lives. Rows stay the same but for float noise: an image shares its batch with none but its padded shape, so
+    how many neighbours it has decides only in which order a kernel adds. An image too large alone becomes a
+    FailedImage of stage `detect`, code `out_of_memory`. An image for which the network gives numbers that are not
+    finite (`Detections.finite`) becomes one of code `non_finite`.
 
     Args:
         blocks: of one shard, in plan order.
         detector: gets batches of one padded shape, never of more than `batch_images`.
         postfilter: the policy.
         seconds: added to, when given.
+        safe: batch sizes found out before with this detector, added to; None starts without.
     """
     seconds = seconds if seconds is not None else StageSeconds()
-    run = _ShardRun(detector, postfilter, seconds, _Batcher(detector.batch_images))
+    run = _ShardRun(
+        detector, postfilter, seconds, _Batcher(detector.batch_images, SafeBatches() if safe is None else safe)
+    )
     for block in _timed(blocks, seconds):
         run.take(block)
         yield from run.ready()
@@ -182,7 +200,9 @@ class _ShardRun:
         self.seconds.detect += time.perf_counter() - started
 
     def _forward(self, images: Sequence[_Waiting]) -> Verdict:
-        return self.postfilter(self.detector.detect(_batch(images, self.detector.device)).cpu())
+        with memory_border():
+            detections = self.detector.detect(_batch(images, self.detector.device)).cpu()
+        return self.postfilter(detections)
 
     def _make_smaller(self, images: Sequence[_Waiting], shape: _Shape, error: OutOfMemoryError) -> int:
         """Halve what fits of this shape; returns how many images are done with, which is one when it was alone."""
@@ -192,7 +212,7 @@ class _ShardRun:
             reason = f"one image of {width} x {height} does not fit the device: {error}"
             self.outcomes[image.place] = FailedImage(image.ref, "detect", "out_of_memory", reason, image.facts)
             return 1
-        self.batcher.safe_images[shape] = len(images) // 2
+        self.batcher.safe.images[shape] = len(images) // 2
         _log.warning(
             "out of memory with %d images of %d x %d; going on with %d", len(images), width, height, len(images) // 2
         )

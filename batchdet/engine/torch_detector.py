@@ -1,15 +1,12 @@
 """A torchvision model of any family as a Detector. Knows no architecture and no files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Family
-from batchdet.errors import OutOfMemoryError
+from batchdet.engine.memory import memory_border
 from batchdet.records import ModelInfo
 
 
@@ -19,8 +16,8 @@ class TorchDetector:
     Args:
         model: in eval mode on its device.
         batch_images: images per forward pass it works best with.
-        autocast: arithmetic of backbone and heads when not float32; default boxes, anchors, boxes and scores are float32
-            anyway.
+        autocast: arithmetic of backbone and heads when not float32; default boxes, anchors, boxes and scores
+            are float32 anyway.
     """
 
     def __init__(
@@ -55,13 +52,5 @@ class TorchDetector:
             OutOfMemoryError: the device has no memory for this batch.
         """
         autocast = torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
-        with _memory_border(), torch.inference_mode(), autocast:
+        with memory_border(), torch.inference_mode(), autocast:
             return self._family.detect(self._model, batch)
-
-
-@contextmanager
-def _memory_border() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(str(error).splitlines()[0]) from error

@@ -1,5 +1,7 @@
 """One outcome an image, in order, whatever the block size; batches by shape; out of memory halves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from batchdet.config import PolicyConfig
 from batchdet.engine import pipeline
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
-from batchdet.engine.pipeline import StageSeconds, detect_blocks
+from batchdet.engine.pipeline import SafeBatches, StageSeconds, detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import OutOfMemoryError
 from batchdet.records import (
@@ -43,10 +45,12 @@ class MeanDetector:
     def __init__(self, batch_images: int = 4, fits: int | None = None) -> None:
         self.batch_images = batch_images
         self.fits = fits
+        self.asked: list[tuple[int, ...]] = []
         self.batches: list[tuple[int, ...]] = []
 
     def detect(self, batch: Batch) -> Detections:
         count = len(batch.sizes)
+        self.asked.append(tuple(batch.pixels.shape))
         if self.fits is not None and count > self.fits:
             raise OutOfMemoryError(f"{count} images")
         self.batches.append(tuple(batch.pixels.shape))
@@ -145,6 +149,26 @@ def test_a_batch_that_fits_is_remembered_for_its_shape(caplog: pytest.LogCapture
         "out of memory with 8 images of 3 x 2",
         "out of memory with 4 images of 3 x 2",
     ]
+
+
+def test_a_batch_that_fits_is_remembered_in_later_shards_of_the_labeller() -> None:
+    detector, postfilter, safe = MeanDetector(8, fits=3), PostFilter(PolicyConfig(), INFO.categories), SafeBatches()
+    for _ in range(2):
+        list(detect_blocks(blocks_of([0] * 8, 8), detector, postfilter, safe=safe))
+    assert [count for count, *_ in detector.asked] == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert safe.images == {SHAPES[0]: 2}
+    list(detect_blocks(blocks_of([1] * 3, 8), detector, postfilter, safe=safe))
+    assert detector.batches[-1][0] == 3, "another shape is not held back"
+
+
+def test_want_of_memory_before_the_forward_pass_fails_the_image_alone() -> None:
+    """A real refusal: no allocator has room for this picture's batch, which is made outside the detector."""
+    (block,) = blocks_of([0, 1, 0], 3)
+    size = np.array([[1 << 24, 1 << 24]])
+    giant = PreparedGroup(np.broadcast_to(np.float32(0), (1, 3, 1 << 24, 1 << 24)), np.array([1]), size, size)
+    groups = tuple(giant if 1 in group.positions else group for group in block.groups)
+    outcomes = run([dataclasses.replace(block, groups=groups)], MeanDetector())
+    assert [getattr(o, "code", "labelled") for o in outcomes] == ["labelled", "out_of_memory", "labelled"]
 
 
 def test_an_image_too_large_alone_fails_and_the_rest_goes_on() -> None:
