@@ -192,7 +192,7 @@ class ModelInfo:
         reference: what the job asked for.
         architecture: builder name, e.g. `ssd300_vgg16`.
         categories: names in label order; [0] is `__background__`.
-        digest: `sha256:<hex>` over architecture, categories and every weight.
+        digest: `sha256:<hex>` over architecture, categories, every weight, normalisation epsilons and `input_spec`.
         input_spec: how it takes pictures.
     """
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -73,13 +73,23 @@ def load_model(model: ModelConfig, files: ModelFiles | None) -> tuple[nn.Module,
     module = _build(family, checkpoint, model.reference)
     _apply_card(module, checkpoint.card, model.reference)
     family.thresholds(module).score_thresh = model.score_floor
+    spec = read_input_spec(module)
     return module, ModelInfo(
         reference=model.reference,
         architecture=checkpoint.architecture,
         categories=checkpoint.categories,
-        digest=digest_weights(checkpoint.architecture, checkpoint.categories, module.state_dict()),
-        input_spec=read_input_spec(module),
+        digest=_digest(checkpoint, module, spec),
+        input_spec=spec,
     )
+
+
+def _digest(checkpoint: _Checkpoint, module: nn.Module, spec: InputSpec) -> str:
+    """Identity of all that decides a model's rows but thresholds: the same weights normalised otherwise differ."""
+    # The same weights are run with or without an epsilon, by where they come from. The type of a normalisation is
+    # left out: it follows from the training counters, which not every format has, and changes nothing.
+    epsilons = sorted((name, float(layer.eps)) for name, layer in module.named_modules() if hasattr(layer, "eps"))
+    settings = (checkpoint.architecture, checkpoint.categories, astuple(spec), epsilons)
+    return digest_weights(module.state_dict(), settings)
 
 
 def read_input_spec(model: Any) -> InputSpec:

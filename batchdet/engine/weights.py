@@ -91,12 +91,16 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
             raise ModelError(f"{where}: {bad} of {tensor.numel()} numbers in {name} are not finite")
 
 
-def digest_weights(architecture: str, categories: Sequence[str], weights: Mapping[str, Tensor]) -> str:
-    """`sha256:<hex>` over architecture, categories and every tensor (name, type, shape, bytes), sorted by name.
+def digest_weights(weights: Mapping[str, Tensor], settings: Sequence[object]) -> str:
+    """`sha256:<hex>` over every tensor (name, type, shape, bytes), sorted by name, and over what else makes the model.
 
     The counters of batches seen in training are left out: they change no detection, and not every format has them.
+
+    Args:
+        weights: named tensors.
+        settings: strings, numbers, None and tuples or lists of them; their `repr` counts.
     """
-    sha = hashlib.sha256(repr((architecture, tuple(categories))).encode())
+    sha = hashlib.sha256(repr(tuple(settings)).encode())
     for name in sorted(weights):
         if name.endswith("num_batches_tracked"):
             continue

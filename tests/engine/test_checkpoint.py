@@ -13,10 +13,10 @@ import torchvision
 from torch import Tensor, nn
 
 from batchdet.config import ModelConfig
+from batchdet.engine import rcnn
 from batchdet.engine.checkpoint import load_detector, load_model, read_input_spec
 from batchdet.engine.families import FAMILIES
-from batchdet.engine.torch_detector import TorchDetector
-from batchdet.errors import ModelError, OutOfMemoryError
+from batchdet.errors import ModelError
 from batchdet.records import ModelFiles
 from tests.engine.seeded import batch_of, pictures, seeded_model
 
@@ -122,6 +122,45 @@ def test_digest_tells_weights_categories_and_architecture_apart(stock: nn.Module
     assert len({first, renamed, moved}) == 3
     assert first.startswith("sha256:")
     assert len(first) == 71
+
+
+def test_digest_tells_input_sizes_and_normalisations_apart(stock: nn.Module, tmp_path: Path) -> None:
+    """The same weights behind other cards are other models: their rows differ."""
+    default = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    cards: list[dict[str, Any]] = [
+        {},
+        {"normalisation": default | {"mean": [0.485, 0.456, 0.406]}},
+        {"normalisation": default | {"std": [0.229, 0.224, 0.225]}},
+        {"input_size": {"height": 256, "width": 320}},
+    ]
+    digests = [load_model(config(), registry(tmp_path, stock.state_dict(), **card))[1].digest for card in cards]
+    assert len(set(digests)) == len(cards)
+    bare = load_model(config(), saved(tmp_path, stock.state_dict()))[1].digest
+    said = {"normalisation": default, "input_size": {"height": 320, "width": 320}}
+    assert load_model(config(), registry(tmp_path, stock.state_dict(), **said))[1].digest == digests[0] == bare
+
+
+def test_digest_tells_the_epsilon_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torchvision runs these weights without an epsilon by their name; anyone else's get the usual one."""
+    architecture = "fasterrcnn_resnet50_fpn"
+    weights = torchvision.models.get_model_weights(architecture).DEFAULT
+    full = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, num_classes=91).state_dict()
+    state = {name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")}
+    in_hub_cache(monkeypatch, tmp_path, weights.url, state)
+    without = load_model(ModelConfig(reference=f"torchvision:{architecture}"), None)[1]
+    monkeypatch.setattr(rcnn, "NORM_EPSILONS", {})
+    usual = load_model(ModelConfig(reference=f"torchvision:{architecture}"), None)[1]
+    assert without.digest != usual.digest
+
+
+def test_digest_does_not_know_the_training_counters(tmp_path: Path) -> None:
+    """With them a normalisation is of another type, which computes the same."""
+    architecture = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    full = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, num_classes=5).state_dict()
+    state = {name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")}
+    job = config(architecture=architecture)
+    forms = [saved(tmp_path, full), saved(tmp_path, state, "bare.pth"), saved(tmp_path, state, "bare.safetensors")]
+    assert len({load_model(job, files)[1].digest for files in forms}) == 1
 
 
 def test_wide_tail_of_a_pretrained_backbone_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -359,18 +398,3 @@ def test_lower_precision_still_gives_float32_rows(stock: nn.Module, tmp_path: Pa
     found = detector.detect(batch_of(stock, pictures((120, 160))))
     assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
     assert len(found) > 0
-
-
-class FullDevice:
-    """A family whose device has no memory left."""
-
-    def detect(self, model: nn.Module, batch: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore advice.")
-
-
-def test_out_of_memory_is_ours_at_the_border(stock: nn.Module, tmp_path: Path) -> None:
-    info = load_detector(config(), saved(tmp_path, stock.state_dict()), "cpu").info
-    family: Any = FullDevice()
-    detector = TorchDetector(info, stock, family, batch_images=1, autocast=None)
-    with pytest.raises(OutOfMemoryError, match="Tried to allocate 2 GiB"):
-        detector.detect(batch_of(stock, pictures((120, 160))))
