@@ -1,0 +1,70 @@
+"""What a labeller carries from shard to shard."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from batchdet import labelling
+from batchdet.config import JobConfig
+from batchdet.demo.scenes import draw_scenes
+from batchdet.demo.shipped import shipped_model
+from batchdet.engine.checkpoint import load_detector
+from batchdet.engine.detections import Detections
+from batchdet.engine.detector import Batch, Detector
+from batchdet.errors import OutOfMemoryError
+from batchdet.labelling import Hardware, RunContext, ShardLabeller
+from batchdet.records import ImageRef, LabelledImage, ModelInfo
+
+
+class Cramped:
+    """A detector on a device with room for one image at a time."""
+
+    def __init__(self, inner: Detector) -> None:
+        self._inner = inner
+        self.asked: list[int] = []
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._inner.info
+
+    @property
+    def device(self) -> torch.device:
+        return self._inner.device
+
+    @property
+    def batch_images(self) -> int:
+        return 4
+
+    def detect(self, batch: Batch) -> Detections:
+        self.asked.append(len(batch.sizes))
+        if len(batch.sizes) > 1:
+            raise OutOfMemoryError("room for one image")
+        return self._inner.detect(batch)
+
+
+def test_a_batch_size_that_fits_is_remembered_for_the_next_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every shard of a long run begins with the same failures, each of which empties the device's caches."""
+    cramped: list[Cramped] = []
+
+    def load(*arguments: Any) -> Cramped:
+        cramped.append(Cramped(load_detector(*arguments)))
+        return cramped[-1]
+
+    monkeypatch.setattr(labelling, "load_detector", load)
+    for place, scene in enumerate(islice(draw_scenes(3, 4), 4)):
+        (tmp_path / f"{place}.jpg").write_bytes(scene.data)
+    refs = [ImageRef((tmp_path / f"{place}.jpg").as_uri()) for place in range(4)]
+    job = JobConfig.model_validate(
+        {"source": str(tmp_path), "output": str(tmp_path / "out"), "model": {"reference": str(shipped_model())}}
+    )
+    plan: Any = None
+    labeller = ShardLabeller(RunContext(job, plan), Hardware("cpu", 1))
+    first, second = (labeller.detect(refs)[0] for _ in range(2))
+    labeller.stop()
+    assert cramped[0].asked == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert all(isinstance(outcome, LabelledImage) for outcome in (*first, *second))
