@@ -128,7 +128,9 @@ def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "changed": 1,
         "failed_retry": 0,
         "unchanged": 0,
+        "undated": 0,
         "to_label": 2,
+        "bytes": 16,
         "shards": 1,
         "estimated_seconds": 0.2,
     }
