@@ -221,11 +221,13 @@ class PlanCounts:
     """How many listed images fell into each class.
 
     Attributes:
-        num_listed: distinct image URIs: the sum of all the others.
+        num_listed: distinct image URIs: the sum of the four classes.
         num_new: never labelled, or deleted meanwhile.
         num_changed: etag differs; without an etag on either side, size or time differ.
         num_failed_retry: failed last time and are tried again.
         num_unchanged: not in the manifest; failed images that are not retried among them.
+        num_undated: listed, of any class, with neither etag nor size nor time: a later change of them cannot be seen.
+        bytes_planned: of the images in the manifest, as far as the listing states sizes.
     """
 
     num_listed: int
@@ -233,6 +235,8 @@ class PlanCounts:
     num_changed: int
     num_failed_retry: int
     num_unchanged: int
+    num_undated: int = 0
+    bytes_planned: int = 0
 
     @property
     def num_planned(self) -> int:

@@ -3,13 +3,14 @@
 One shard is held at a time, whatever the size of the run.
 """
 
-from batchdet.analysis.history import read_history
+from batchdet.analysis.detection_audit import Claims, read_claims
+from batchdet.analysis.history import History, read_history
 from batchdet.analysis.receipt import Findings, Receipt
 from batchdet.analysis.shard_audit import check_shard, shard_name
-from batchdet.errors import OutputError
+from batchdet.errors import AuditError, NotFoundError, OutputError
 from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store
-from batchdet.storage.plan import RunPlan, read_plan
+from batchdet.storage.plan import RunPlan, plan_name, read_plan
 
 
 def audit_run(output: Store, run_id: str | None = None) -> Receipt:
@@ -20,21 +21,23 @@ def audit_run(output: Store, run_id: str | None = None) -> Receipt:
         run_id: which run; None for the newest, open or not.
 
     Raises:
-        OutputError: there is no such run.
+        OutputError: there is no such run, or its plan is damaged.
+        AuditError: its plan is gone: nothing says what was listed.
         StorageError: a file cannot be read.
     """
     history = read_history(output)
     newest = history.run_ids[0]
     if run_id is not None and run_id not in history.run_ids:
         raise OutputError(f"--run {run_id}: {output.uri} has no such run; newest is {newest}")
-    plan = read_plan(output, run_id or newest)
+    plan, claims = _read_plan(output, run_id or newest)
     row = next((row for row in history.closed if row.run_id == plan.run_id), None)
     findings = Findings()
     present = _check_files(output, plan, row, findings)
     for shard_id in sorted(present):
-        check_shard(output, plan, shard_id, findings)
+        check_shard(output, plan, shard_id, claims, findings)
     open_shards = tuple(shard_id for shard_id in range(plan.num_shards) if shard_id not in present)
-    _check_run(plan, row, open_shards, findings)
+    _check_closed(plan, row, open_shards, history, findings)
+    _check_counts(plan, row, findings)
     checks = findings.checks()
     return Receipt(
         run_id=plan.run_id,
@@ -71,17 +74,33 @@ def _check_files(output: Store, plan: RunPlan, row: RunRow | None, findings: Fin
     return present
 
 
-def _check_run(plan: RunPlan, row: RunRow | None, open_shards: tuple[int, ...], findings: Findings) -> None:
-    done = plan.num_shards - len(open_shards)
+def _read_plan(output: Store, run_id: str) -> tuple[RunPlan, Claims]:
+    uri = output.child_uri(plan_name(run_id))
+    try:
+        plan = read_plan(output, run_id)
+        return plan, read_claims(plan.header)
+    except NotFoundError as error:
+        raise AuditError(f"run {run_id}: {uri} is gone: nothing says any more what was to be labelled") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{uri} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _check_closed(
+    plan: RunPlan, row: RunRow | None, open_shards: tuple[int, ...], history: History, findings: Findings
+) -> None:
+    check = "run is complete"
+    done = f"{plan.num_shards - len(open_shards)} of {plan.num_shards} shards committed"
     if row is None:
         listed = ", ".join(map(str, open_shards[:10])) + (", …" if len(open_shards) > 10 else "")
-        findings.complain(
-            "run is complete",
-            f"it is open with {done} of {plan.num_shards} shards committed"
-            + (f"; open: {listed}" if open_shards else "; `batchdet label` closes it"),
-        )
+        rest = f"; open: {listed}" if open_shards else "; `batchdet label` closes it"
+        findings.complain(check, f"it is open with {done}{rest}")
     elif row.status != "complete":
-        findings.complain("run is complete", f"it is {row.status}, {done} of {plan.num_shards} shards committed")
+        complete = [row.run_id for row in history.closed if row.status == "complete"]
+        rest = f"the newest complete run is {complete[0]}" if complete else "no run is complete yet"
+        findings.complain(check, f"it was given up: closed as {row.status} with {done}; {rest}")
+
+
+def _check_counts(plan: RunPlan, row: RunRow | None, findings: Findings) -> None:
     accounted = findings.num_labelled + findings.num_failed + plan.counts.num_unchanged
     if accounted != plan.counts.num_listed:
         findings.complain(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from batchdet.analysis.committed import ROOT, CommittedFileSystem, list_committed
 from batchdet.analysis.views import Dialect, view_script, view_statements
-from batchdet.errors import ConfigError
+from batchdet.errors import BatchdetError, ConfigError
 from batchdet.storage.filesystem import Store
 
 _BATCH_ROWS = 1000
@@ -52,14 +52,14 @@ def ask(output: Store, sql: str) -> Iterator[Answer]:
     The statement sees committed files of this output only: no other file, no network, nothing to write to.
 
     Raises:
-        ConfigError: DuckDB refuses the statement.
+        ConfigError: it is not one statement, or DuckDB refuses it, here or while its rows are taken.
         OutputError: no run has ended there.
         StorageError: a file cannot be read.
     """
     filesystem = CommittedFileSystem(list_committed(output))
     with duckdb.connect(":memory:", config=dict(_NO_EXTENSIONS)) as connection, _mapped(filesystem):
         _define_views(connection, filesystem)
-        yield _answer(connection, sql)
+        yield _answer(connection, sql, filesystem)
 
 
 def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFileSystem) -> None:
@@ -72,20 +72,36 @@ def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFi
     connection.execute("SET lock_configuration = true")
 
 
-def _answer(connection: duckdb.DuckDBPyConnection, sql: str) -> Answer:
+def _answer(connection: duckdb.DuckDBPyConnection, sql: str, filesystem: CommittedFileSystem) -> Answer:
+    count = len(connection.extract_statements(sql))
+    if count != 1:
+        said = f"expected one statement, got {count}" if count else "the statement is empty"
+        raise ConfigError(f"SQL: {said}; give one SELECT over the views")
     relation: duckdb.DuckDBPyRelation | None = connection.sql(sql)
     if relation is None:
         return Answer((), iter(()))
     # Arrow, not fetchmany: that one wants pytz for timestamps with a zone.
     reader = pa.RecordBatchReader.from_stream(relation)
-    return Answer(_distinct(reader.schema.names), _rows(reader))
+    return Answer(_distinct(reader.schema.names), _rows(reader, filesystem))
 
 
-def _rows(reader: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
-    for batch in reader:
+def _rows(reader: pa.RecordBatchReader, filesystem: CommittedFileSystem) -> Iterator[tuple[Any, ...]]:
+    for batch in _batches(reader, filesystem):
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             part = batch.slice(start, _BATCH_ROWS)
             yield from zip(*(column.to_pylist() for column in part.columns), strict=True)
+
+
+def _batches(reader: pa.RecordBatchReader, filesystem: CommittedFileSystem) -> Iterator[pa.RecordBatch]:
+    """The batches; what DuckDB meets on the way comes through Arrow as an error of Arrow's."""
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise _refusal(error, filesystem) from error
+        yield batch
 
 
 def _distinct(names: list[str]) -> tuple[str, ...]:
@@ -104,9 +120,11 @@ def _mapped(filesystem: CommittedFileSystem) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        if filesystem.failure is not None:
-            raise filesystem.failure from error
-        raise ConfigError(f"SQL: {_one_line(str(error))}") from error
+        raise _refusal(error, filesystem) from error
+
+
+def _refusal(error: Exception, filesystem: CommittedFileSystem) -> BatchdetError:
+    return filesystem.failure or ConfigError(f"SQL: {_one_line(str(error))}")
 
 
 def _one_line(message: str) -> str:

@@ -6,14 +6,23 @@ from batchdet.errors import AuditError
 
 CHECKS = {
     "run is complete": "the run has its row in runs/ and the row says complete",
+    "the plan is whole": "every committed shard can be read from the plan's manifests",
     "shard files are the plan's": "images/ and detections/ hold one file per planned shard and nothing else",
     "files carry the run's stamp": "schema version, run, model and policy in the metadata of every file",
     "columns are the schema's": "names and types of every file",
     "every image once": "each image of the plan has one row, and no other image has any",
-    "statuses are sound": "labelled images have counts, failed ones a stage and a code",
+    "images are in order": "rows of images/ ascend by image_uri",
+    "listed facts are the plan's": "etag, size_bytes and last_modified of each image are those of the plan",
+    "rows carry their shard_id": "in both tables",
+    "statuses are sound": "labelled images have counts, size, digest and decoder, failed ones a stage, a code and a "
+    "reason, and none has what belongs to the other",
     "detections belong to labelled images": "of the same shard",
     "counts are the detections'": "num_candidates and num_detections of each image equal its stored and accepted rows",
-    "detections are in order": "detection_index counts from 0 while scores fall",
+    "detections are in order": "images ascend by image_uri; detection_index counts from 0 while scores fall",
+    "scores are over the floor": "of every stored detection, and none is over 1",
+    "labels are the model's": "each label is one of the model's, and category is its name",
+    "boxes lie in their image": "finite, corners in order, inside the size that the image's row states",
+    "accepted ones pass the policy": "the score threshold of their category and the box side",
     "listed = labelled + failed + unchanged": "law 1, from the plan and the recounted files",
     "runs row equals the recount": "the numbers of the run's row",
 }
@@ -57,7 +66,8 @@ class Receipt:
         """
         wrong = [check for check in self.checks if not check.passed]
         if wrong:
-            more = f" ({len(wrong) - 1} more checks failed)" if len(wrong) > 1 else ""
+            others = len(wrong) - 1
+            more = f" ({others} more check{'s' if others > 1 else ''} failed)" if others else ""
             raise AuditError(f"run {self.run_id}: {wrong[0].name}: {wrong[0].finding}{more}")
 
 
@@ -78,10 +88,10 @@ class Findings:
     num_candidates: int = 0
     last_uri: str | None = None
 
-    def complain(self, check: str, finding: str) -> None:
-        """A check does not hold; of each the first finding and their number are kept."""
+    def complain(self, check: str, finding: str, number: int = 1) -> None:
+        """A check does not hold, `number` times; of each the first finding and their number are kept."""
         self.first.setdefault(check, finding)
-        self.number[check] = self.number.get(check, 0) + 1
+        self.number[check] = self.number.get(check, 0) + number
 
     def checks(self) -> tuple[Check, ...]:
         """Every check, in order."""

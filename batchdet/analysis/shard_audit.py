@@ -1,20 +1,15 @@
-"""What an audit asks of one shard's two files. Knows no other shard and no run row.
+"""Opens the two files of a shard for an audit, as far as they can be opened. Knows no other shard and no run row."""
 
-Shape shorthand: N images of the shard, D stored detections of all of them together.
-"""
-
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchdet.analysis.detection_audit import Claims, check_detections
+from batchdet.analysis.image_audit import check_coverage, check_images
 from batchdet.analysis.receipt import Findings
 from batchdet.errors import NotFoundError
-from batchdet.records import BoolArray, IntArray, Shard
+from batchdet.records import Shard
 from batchdet.storage.filesystem import Store
-from batchdet.storage.plan import RunPlan, read_shard
+from batchdet.storage.plan import RunPlan, manifest_name, read_shard
 from batchdet.storage.schema import DETECTIONS, IMAGES
 
 
@@ -23,7 +18,7 @@ def shard_name(table: str, run_id: str, shard_id: int) -> str:
     return f"{table}/run_id={run_id}/shard-{shard_id:05d}.parquet"
 
 
-def check_shard(output: Store, plan: RunPlan, shard_id: int, findings: Findings) -> None:
+def check_shard(output: Store, plan: RunPlan, shard_id: int, claims: Claims, findings: Findings) -> None:
     """Check a committed shard's files against the plan and each other, and add its counts.
 
     Raises:
@@ -34,11 +29,25 @@ def check_shard(output: Store, plan: RunPlan, shard_id: int, findings: Findings)
     if images is None:
         return
     where = output.child_uri(shard_name("images", plan.run_id, shard_id))
-    _check_coverage(read_shard(output, plan, shard_id), images, where, findings)
-    _check_statuses(images, where, findings)
+    shard = _planned(output, plan, shard_id, findings)
+    if shard is not None:
+        check_coverage(shard, images, where, findings)
+    check_images(images, shard_id, where, findings)
     if detections is not None:
         where = output.child_uri(shard_name("detections", plan.run_id, shard_id))
-        _check_detections(images, detections, where, findings)
+        check_detections(images, detections, shard_id, claims, where, findings)
+
+
+def _planned(output: Store, plan: RunPlan, shard_id: int, findings: Findings) -> Shard | None:
+    """The shard as planned, if its manifest can be read."""
+    check, name = "the plan is whole", manifest_name(plan.run_id, shard_id // plan.shards_per_file)
+    try:
+        return read_shard(output, plan, shard_id)
+    except NotFoundError:
+        findings.complain(check, f"{output.child_uri(name)} is missing: nothing says what was to be labelled")
+    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
+        findings.complain(check, f"{output.child_uri(name)}, shard {shard_id}: {' '.join(str(error).split())}")
+    return None
 
 
 def _read(output: Store, plan: RunPlan, table: str, shard_id: int, findings: Findings) -> pa.Table | None:
@@ -65,93 +74,6 @@ def _read(output: Store, plan: RunPlan, table: str, shard_id: int, findings: Fin
         findings.complain("columns are the schema's", f"{uri}: {_difference(read.schema, schema)}")
         return None
     return read
-
-
-def _check_coverage(shard: Shard, images: pa.Table, where: str, findings: Findings) -> None:
-    check = "every image once"
-    planned = [ref.uri for ref in shard.images]
-    wanted = set(planned)
-    seen: set[str | None] = set()
-    for uri in _list(images, "image_uri"):
-        if uri in seen:
-            findings.complain(check, f"{where}: {uri} has two rows")
-        elif uri not in wanted:
-            findings.complain(check, f"{where}: {uri} is not in this shard of the plan")
-        seen.add(uri)
-    for uri in planned:
-        if uri not in seen:
-            findings.complain(check, f"{where}: {uri} has no row")
-        # the plan is sorted, so a URI that does not rise is in it twice
-        if findings.last_uri is not None and uri.encode() <= findings.last_uri.encode():
-            findings.complain(check, f"{where}: the plan has {uri} after {findings.last_uri}")
-        findings.last_uri = uri
-    if any(found != shard.shard_id for found in _list(images, "shard_id")):
-        findings.complain(check, f"{where}: rows of another shard_id")
-
-
-def _check_statuses(images: pa.Table, where: str, findings: Findings) -> None:
-    names = ("image_uri", "status", "num_candidates", "num_detections", "failure_stage", "failure_code")
-    for uri, status, candidates, detections, stage, code in zip(*(_list(images, name) for name in names), strict=True):
-        if status == "labelled":
-            findings.num_labelled += 1
-            findings.num_empty += detections == 0
-            missing = "its counts" if candidates is None or detections is None else None
-        elif status == "failed":
-            findings.num_failed += 1
-            missing = "a stage and a code" if not stage or not code else None
-        else:
-            missing = "a status of labelled or failed"
-        if missing:
-            findings.complain("statuses are sound", f"{where}: {uri} ({status}) lacks {missing}")
-
-
-def _check_detections(images: pa.Table, detections: pa.Table, where: str, findings: Findings) -> None:
-    uris = detections.column("image_uri").combine_chunks().dictionary_encode()
-    names: Sequence[str | None] = uris.dictionary.to_pylist()
-    owner: IntArray = np.asarray(uris.indices, np.int64)
-    accepted: BoolArray = np.asarray(detections.column("accepted"), np.bool_)
-    findings.num_candidates += len(owner)
-    findings.num_detections += int(accepted.sum())
-    # [D] rows become [N] counts
-    stored = dict(zip(names, np.bincount(owner, minlength=len(names)).tolist(), strict=True))
-    passed = dict(zip(names, np.bincount(owner[accepted], minlength=len(names)).tolist(), strict=True))
-    columns = (_list(images, name) for name in ("image_uri", "status", "num_candidates", "num_detections"))
-    for uri, status, num_candidates, num_detections in zip(*columns, strict=True):
-        found = (stored.pop(uri, 0), passed.get(uri, 0))
-        if status == "labelled" and found != (num_candidates, num_detections):
-            findings.complain(
-                "counts are the detections'",
-                f"{where}: {uri} has {found[0]} stored and {found[1]} accepted, its row states {num_candidates} and "
-                f"{num_detections}",
-            )
-        elif status != "labelled" and found[0]:
-            findings.complain("detections belong to labelled images", f"{where}: {uri} is {status}")
-    for uri in stored:
-        findings.complain("detections belong to labelled images", f"{where}: {uri} is no image of the shard")
-    _check_order(detections, owner, names, where, findings)
-
-
-def _check_order(
-    detections: pa.Table, owner: IntArray, names: Sequence[str | None], where: str, findings: Findings
-) -> None:
-    """Rows of an image lie together, numbered from 0, scores not rising."""
-    position = np.arange(len(owner))
-    first = np.ones(len(owner), np.bool_)
-    first[1:] = owner[1:] != owner[:-1]
-    place = position - np.maximum.accumulate(np.where(first, position, 0))
-    scores = np.asarray(detections.column("score"), np.float32)
-    rising = np.zeros(len(owner), np.bool_)
-    rising[1:] = (scores[1:] > scores[:-1]) & ~first[1:]
-    wrong = (np.asarray(detections.column("detection_index"), np.int64) != place) | rising
-    if first.sum() != len(names):
-        findings.complain("detections are in order", f"{where}: rows of one image lie apart")
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        findings.complain("detections are in order", f"{where}: row {row}, of {names[owner[row]]}")
-
-
-def _list(table: pa.Table, name: str) -> list[Any]:
-    return table.column(name).to_pylist()
 
 
 def _difference(found: pa.Schema, want: pa.Schema) -> str:

@@ -64,7 +64,11 @@ def plan(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what label would do: new, changed, unchanged and failed images, and the time it would take."""
+    """Show what label would do: new, changed, unchanged and failed images, their bytes, and the time it would take.
+
+    undated: images listed with neither etag nor size nor time (a manifest may have none). Once labelled they count as
+    unchanged, whatever becomes of them.
+    """
     job = _job(job_file, source, output, model, settings)
     from batchdet.run import plan_bucket
 
@@ -77,7 +81,9 @@ def plan(
         "changed": counts.num_changed,
         "failed_retry": counts.num_failed_retry,
         "unchanged": counts.num_unchanged,
+        "undated": counts.num_undated,
         "to_label": counts.num_planned,
+        "bytes": counts.bytes_planned,
         "shards": math.ceil(counts.num_planned / job.plan.images_per_shard),
         "estimated_seconds": round(counts.num_planned / pace, 1) if pace else None,
     }

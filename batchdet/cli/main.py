@@ -16,7 +16,8 @@ from typer.core import TyperGroup
 from batchdet import __version__
 from batchdet.cli import analysis, demo, label, models
 from batchdet.cli.doctor import doctor
-from batchdet.errors import BatchdetError, InterruptedRunError
+from batchdet.errors import BatchdetError, ConfigError, InterruptedRunError
+from batchdet.storage.names import printable_name
 
 HELP = """
 Label a whole bucket of images with a trained detector.
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _require_utf8(given)
         code = app(args=given or ["--help"], prog_name="batchdet", standalone_mode=False)
     except typer.TyperException as error:
         sys.stderr.write(f"error: {_usage_problem(error)}\n")
@@ -119,8 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _require_utf8(arguments: Sequence[str]) -> None:
+    """What is given is recorded as text, and text is UTF-8."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ConfigError(f"{printable_name(argument)}: not UTF-8; rename it")
+
+
 def _usage_problem(error: typer.TyperException) -> str:
     """The message in one line, with where to read more."""
-    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = " ".join(error.format_message().split()).removesuffix(".").replace(": Value error, ", ": ")
     context = getattr(error, "ctx", None)
     return message if context is None else f"{message}; see {context.command_path} --help"

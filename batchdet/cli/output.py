@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -19,6 +21,9 @@ from rich.text import Text
 TABLE_ROWS = 500
 """Rows shown on a terminal; JSON and pipes get all."""
 
+SPOOL_BYTES = 64 << 20
+"""JSON rows held in memory before they go to a temporary file."""
+
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -29,13 +34,19 @@ def print_json(value: object) -> None:
 
 
 def print_json_rows(records: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON list, row by row as the rows come."""
-    with _reader_may_leave():
+    """A JSON list, whole or not at all: rows that fail to come leave nothing on stdout.
+
+    The document waits in memory, past SPOOL_BYTES on disk.
+    """
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES, "w+", encoding="utf-8", newline="") as document:
         separator = "["
         for record in records:
-            sys.stdout.write(separator + json.dumps(plain(record), ensure_ascii=False, allow_nan=False))
+            document.write(separator + json.dumps(plain(record), ensure_ascii=False, allow_nan=False))
             separator = ",\n "
-        sys.stdout.write("[]\n" if separator == "[" else "]\n")
+        document.write("[]\n" if separator == "[" else "]\n")
+        document.seek(0)
+        with _reader_may_leave():
+            shutil.copyfileobj(document, sys.stdout)
 
 
 def print_text(text: str) -> None:
@@ -45,7 +56,7 @@ def print_text(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on a terminal, else tab-separated lines under a header."""
+    """A table on a terminal, else tab-separated lines under a header, as the rows come."""
     if sys.stdout.isatty():
         _draw_table(columns, iter(rows))
         return

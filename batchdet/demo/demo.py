@@ -26,10 +26,13 @@ from batchdet.demo.sheet import SheetPicture, draw_sheet, write_sheet
 from batchdet.demo.shipped import shipped_model
 from batchdet.demo.truth import ImageFindings, ImageTruth, TruthScore, score_against_truth
 from batchdet.engine.decode import decode
+from batchdet.errors import OutputError
 from batchdet.progress import Progress
 from batchdet.records import RunRow
 from batchdet.run import Runner, label_bucket
 from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.layout import is_kept
+from batchdet.storage.ledger import Ledger
 
 SEED = 2026
 NUM_SCENES = 240
@@ -65,14 +68,15 @@ def run_demo(folder: Path, runner: Runner, progress: Progress) -> DemoResult:
     """Run the main job on drawn scenes in a local S3 server, and check it against what was drawn.
 
     Args:
-        folder: made if it is not there; what an earlier demo left in it is overwritten.
+        folder: made if it is not there. What an earlier demo left in it makes room; other files stay.
         progress: told what happens.
         runner: where to label; must be started inside, so that it sees the server's address in the environment.
 
     Raises:
-        UserError: the folder cannot be written, or moto is not installed.
+        UserError: the folder cannot be written, holds labels that are not the demo's, or moto is not installed.
         AuditError: the receipt does not add up.
     """
+    require_own_labels(folder)
     progress.log(f"drawing {NUM_SCENES} scenes")
     scenes = list(draw_scenes(SEED, NUM_SCENES))
     pictures = {scene.name: scene.data for scene in scenes} | {file.name: file.data for file in draw_broken(SEED)}
@@ -84,6 +88,7 @@ def run_demo(folder: Path, runner: Runner, progress: Progress) -> DemoResult:
         output = open_store(BUCKET_OUTPUT, {})
         receipt = audit_run(output, run.run_id)
         receipt.require_passed()
+        clear_labels(folder)
         _write_files(folder / "labels", _download(output))
     labels = open_store(str(folder / "labels"), {})
     with ask(labels, QUESTION) as answer:
@@ -139,10 +144,32 @@ def _each(names: Any, work: Callable[[str], Any]) -> list[Any]:
         return list(threads.map(work, names))
 
 
+def require_own_labels(folder: Path) -> None:
+    """Refuse a folder whose labels are of another job: the demo would put its own in their place.
+
+    Raises:
+        OutputError: names the folder and whose labels it holds.
+    """
+    labels = Ledger(open_store(str(folder / "labels"), {}))
+    sources = {row.source for row in labels.run_rows()} | {plan.header.source for plan in labels.open_runs()}
+    for source in sorted(sources - {BUCKET_SOURCE}):
+        raise OutputError(f"--dir {folder}: its labels are of {source}, not of a demo; name another folder")
+
+
+def clear_labels(folder: Path) -> None:
+    """Remove the files of an earlier demo's output, and the folders they leave empty; nothing else."""
+    labels = folder / "labels"
+    found = [*labels.rglob("*"), labels] if labels.is_dir() else []
+    # what lies deeper first
+    for path in sorted(found, key=lambda path: len(path.parts), reverse=True):
+        if path.is_file() and is_kept(path.relative_to(labels).as_posix()):
+            path.unlink()
+        elif path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+
+
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     store = open_store(str(folder), {})
-    for stale in set(store.fs.find(store.root)) if folder.exists() else ():
-        store.fs.rm_file(stale)
     for name, data in files.items():
         store.write_bytes(name, data)
 

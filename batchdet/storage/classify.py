@@ -119,14 +119,19 @@ def _same(retry_failed: bool) -> str:
 
 
 def _counts(connection: duckdb.DuckDBPyConnection) -> PlanCounts:
-    rows = connection.execute("SELECT class, count(*) FROM classified GROUP BY class").fetchall()
-    by_class = dict(rows)
+    undated = " AND ".join(f"{name} IS NULL" for name in LISTING.names if name != "image_uri")
+    rows = connection.execute(
+        f"SELECT class, count(*), count(*) FILTER ({undated}), sum(size_bytes)::BIGINT FROM classified GROUP BY class"  # noqa: S608
+    ).fetchall()
+    by_class = {name: count for name, count, _, _ in rows}
     return PlanCounts(
         num_listed=sum(by_class.values()),
         num_new=by_class.get("new", 0),
         num_changed=by_class.get("changed", 0),
         num_failed_retry=by_class.get("failed", 0),
         num_unchanged=by_class.get("unchanged", 0),
+        num_undated=sum(count for _, _, count, _ in rows),
+        bytes_planned=sum(size or 0 for name, _, _, size in rows if name != "unchanged"),
     )
 
 

@@ -10,7 +10,10 @@ import pyarrow as pa
 
 from batchdet.errors import SourceError, StorageError
 from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.layout import is_kept
+from batchdet.storage.location import locate
 from batchdet.storage.manifest import is_manifest, read_manifest
+from batchdet.storage.names import printable_name
 from batchdet.storage.pages import Row, pages
 from batchdet.storage.patterns import compile_glob, has_magic
 from batchdet.storage.schema import LISTING
@@ -21,9 +24,16 @@ BATCH_ROWS = 10_000
 Progress = Callable[[int], None]
 """Called after each page with the keys seen so far, images or not."""
 
+Wanted = Callable[[str], bool]
+"""Whether a key, as the filesystem spells it, is one of the source's images."""
+
 
 def list_images(
-    source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Progress | None = None
+    source: str,
+    options: Mapping[str, Any],
+    extensions: Sequence[str],
+    on_progress: Progress | None = None,
+    skip: str | None = None,
 ) -> Generator[pa.RecordBatch, None, None]:
     """Every image of a source, streamed, in no particular order.
 
@@ -34,17 +44,21 @@ def list_images(
         extensions: endings of images without dot, compared without regard to case. A manifest is taken as it is;
             of an S3 Inventory, which lists a whole bucket, only keys with these endings count.
         on_progress: called after each page.
+        skip: an output folder that may lie inside the source, on the same service: the files that batchdet keeps there
+            are no part of the source, whatever `extensions` says. Other files beside them are. A manifest is taken as
+            it is.
 
     Yields:
-        Batches of `schema.LISTING`; `image_uri` is the full URI with scheme, never percent-encoded. A manifest may
-        name an image twice. Empty objects are listed: they end as failed rows.
+        Batches of `schema.LISTING`; `image_uri` is the full URI with scheme, never percent-encoded; a file name that
+        is not UTF-8 is escaped (see `names`) and ends as a failed row, as an empty object does. A manifest may name an
+        image twice.
 
     Raises:
         SourceError: the source cannot be listed or holds no image; one line that names it.
     """
     count = 0
     try:
-        for batch in _open_source(source, options, extensions, on_progress or _ignore):
+        for batch in _open_source(source, options, extensions, on_progress or _ignore, skip):
             count += batch.num_rows
             yield batch
     except StorageError as error:
@@ -58,32 +72,42 @@ def _ignore(_seen: int) -> None:
 
 
 def _open_source(
-    source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Progress
+    source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Progress, skip: str | None
 ) -> Iterator[pa.RecordBatch]:
-    if has_magic(source):
-        return _list_glob(source, options, extensions, on_progress)
-    if is_manifest(source):
+    if not has_magic(source) and is_manifest(source):
         return read_manifest(source, options, extensions, on_progress)
     store = open_store(source, options)
-    endings = tuple(f".{extension.lower()}" for extension in extensions)
-    return _batches(store, pages(store, f"{store.root}/"), lambda key: key.lower().endswith(endings), on_progress)
+    if has_magic(source):
+        listed, wanted = _open_glob(source, store, extensions)
+    else:
+        endings = tuple(f".{extension.lower()}" for extension in extensions)
+        listed, wanted = pages(store, f"{store.root}/"), lambda key: key.lower().endswith(endings)
+    return _batches(store, listed if skip is None else _without(listed, store, skip), wanted, on_progress)
 
 
-def _list_glob(
-    source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Progress
-) -> Iterator[pa.RecordBatch]:
-    store = open_store(source, options)
+def _open_glob(source: str, store: Store, extensions: Sequence[str]) -> tuple[Iterator[list[Row]], Wanted]:
     try:
         glob = compile_glob(store.root, extensions)
     except ValueError as error:
         raise SourceError(f"source {source}: {error}") from error
     if "/" not in glob.prefix:
         raise SourceError(f"source {source}: a bucket's name cannot be a pattern")
-    return _batches(store, pages(store, glob.prefix, glob.max_folders), glob.matches, on_progress)
+    return pages(store, glob.prefix, glob.max_folders), glob.matches
+
+
+def _without(listed: Iterator[list[Row]], store: Store, output: str) -> Iterator[list[Row]]:
+    """The pages less the files that batchdet keeps in an output."""
+    place = locate(output)
+    folder = f"{place.path.rstrip('/')}/"
+    if place.protocol != store.protocol:
+        return listed
+    return (
+        [row for row in page if not (row[0].startswith(folder) and is_kept(row[0][len(folder) :]))] for page in listed
+    )
 
 
 def _batches(
-    store: Store, listed: Iterable[list[Row]], wanted: Callable[[str], bool], on_progress: Progress
+    store: Store, listed: Iterable[list[Row]], wanted: Wanted, on_progress: Progress
 ) -> Iterator[pa.RecordBatch]:
     seen = 0
     held: list[Row] = []
@@ -103,8 +127,7 @@ def _to_batch(store: Store, rows: Sequence[Row]) -> pa.RecordBatch:
     full_uri = store.fs.unstrip_protocol
     try:
         uris = pa.array([full_uri(key) for key in keys], pa.string())
-    except UnicodeEncodeError as error:
-        name = str(error.object).encode("utf-8", "backslashreplace").decode()
-        raise StorageError(store.uri, f"the name {name} is not UTF-8; rename the file") from error
+    except UnicodeEncodeError:
+        uris = pa.array([printable_name(full_uri(key)) for key in keys], pa.string())
     arrays = [pa.array(values, field.type) for values, field in zip(facts, list(LISTING)[1:], strict=True)]
     return pa.RecordBatch.from_arrays([uris, *arrays], schema=LISTING)

@@ -1,6 +1,7 @@
 """A block of references becomes ordered bytes in one bulk read. Knows nothing of pixels."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from batchdet.records import EncodedImage, FailedImage, ImageRef
 from batchdet.storage.filesystem import MAX_CONNECTIONS, open_filesystem
 from batchdet.storage.foreign import mapped_errors
 from batchdet.storage.location import Location, locate
+from batchdet.storage.names import original_name
 from batchdet.storage.patience import PATIENCE, Patience
 from batchdet.storage.prefetch import prefetch
 
@@ -45,7 +47,8 @@ class BlockReader:
         """Read all objects at once, one request each: one outcome per reference, in the given order.
 
         An object that cannot be read is a FailedImage of stage `read`, with the code of the storage error; transient
-        faults were retried before. An empty object is an EncodedImage without bytes.
+        faults were retried before, or `too_many_bytes`, or `unreadable_name` (see `names`). An empty
+        object is an EncodedImage without bytes.
         """
         outcomes: dict[int, Read] = {}
         jobs: dict[Hashable, list[tuple[int, _Job]]] = {}
@@ -110,7 +113,16 @@ class BlockReader:
         try:
             return EncodedImage(ref, self._patience.run(read))
         except StorageError as error:
-            return _failed(ref, error)
+            return _unreadable(ref, location) or _failed(ref, error)
+
+
+def _unreadable(ref: ImageRef, location: Location) -> FailedImage | None:
+    """The failure of a file on this disk whose name the URI can only show."""
+    name = original_name(location.path) if location.protocol == "file" else None
+    if name is None or os.path.exists(location.path) or not os.path.lexists(name):  # noqa: PTH110 (a name of bytes)
+        return None
+    reason = "the file's name is not UTF-8, each `\\x..` stands for a byte of it; rename the file"
+    return FailedImage(ref, "read", "unreadable_name", reason)
 
 
 def _failed(ref: ImageRef, error: StorageError) -> FailedImage:

@@ -25,6 +25,7 @@ from batchdet.storage.planning import make_plan
 from batchdet.storage.schema import LISTING
 
 CATEGORIES = ("__background__", "cat", "dog", "it's")
+DEFAULT_POLICY = PolicyConfig()
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MODEL = ModelInfo(
     reference="torchvision:ssdlite320_mobilenet_v3_large",
@@ -51,7 +52,9 @@ class Image:
             ref,
             ImageFacts(width=100, height=80, content_digest="sha256:1", decoder="none", size_bytes=ref.size_bytes),
             boxes=np.tile(np.array([1, 2, 30, 40], np.float32), (count, 1)),
-            scores=np.linspace(0.9, 0.1, count, dtype=np.float32),
+            scores=np.concatenate(
+                [np.linspace(0.9, 0.6, self.accepted), np.linspace(0.4, 0.1, self.rejected)], dtype=np.float32
+            ),
             labels=np.arange(count, dtype=np.int64) % 3 + 1,
             accepted=np.arange(count) < self.accepted,
             hit_detection_cap=False,
@@ -63,11 +66,16 @@ def run_id(number: int) -> str:
     return f"{(NOON + timedelta(days=number)).strftime('%Y%m%dT%H%M%SZ')}-{number:08x}"
 
 
-def open_run(output: Store, number: int, images: Mapping[str, str], images_per_shard: int = 2) -> RunPlan:
+def open_run(
+    output: Store,
+    number: int,
+    images: Mapping[str, str | None],
+    images_per_shard: int = 2,
+    policy: PolicyConfig = DEFAULT_POLICY,
+) -> RunPlan:
     """Plan a run over a listing (uri to etag) minus what complete runs hold."""
     ledger = Ledger(output)
     rows = ledger.complete_runs()
-    policy = PolicyConfig()
     header = PlanHeader(
         run_id=run_id(number),
         source="memory://source",
@@ -76,7 +84,7 @@ def open_run(output: Store, number: int, images: Mapping[str, str], images_per_s
         model=MODEL,
         policy=policy.canonical,
         policy_digest=policy.digest,
-        config="{}",
+        config='{"model":{"score_floor":0.05}}',
         versions="{}",
     )
     listing = pa.RecordBatch.from_pylist(

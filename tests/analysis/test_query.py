@@ -87,6 +87,11 @@ def test_an_output_without_detections_files(output: Store) -> None:
     ("sql", "says"),
     [
         ("SELECT selct", "selct"),
+        ("SELECT CASE WHEN range < 900000 THEN '1' ELSE 'x' END::INT FROM range(1000000)", "Could not convert"),
+        ("", "the statement is empty"),
+        (" ;; -- nothing", "the statement is empty"),
+        ("SELECT 1; SELECT 2", "expected one statement, got 2"),
+        ("CREATE TABLE x AS SELECT 1; SELECT * FROM x", "expected one statement, got 2"),
         ("SELECT * FROM nowhere", "nowhere"),
         ("SELECT image_uri::int FROM all_images", "Could not convert"),
         ("SELECT * FROM read_text('/etc/hostname')", "disabled"),

@@ -128,7 +128,9 @@ def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "changed": 1,
         "failed_retry": 0,
         "unchanged": 0,
+        "undated": 0,
         "to_label": 2,
+        "bytes": 16,
         "shards": 1,
         "estimated_seconds": 0.2,
     }
@@ -138,6 +140,7 @@ def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list((tmp_path / "out" / "_plans").glob("*/plan.json"))[1:]
 
 
+FAILS_LATE = "SELECT CASE WHEN range < 900000 THEN '1' ELSE 'x' END::INT FROM range(1000000)"
 MISTAKES = [
     (["frob"], "No such command 'frob'"),
     (["runs"], "Missing argument 'OUTPUT'; see batchdet runs --help"),
@@ -146,6 +149,11 @@ MISTAKES = [
     (["runs", "{tmp}", "--set", "policy.nms=x"], "--set policy.nms: only storage.output.* matters here"),
     (["runs", "{tmp}", "--set", "storage.output.secret=x"], "storage.output.secret looks like a secret"),
     (["sql", "{tmp}", "--dialect", "oracle"], "'oracle' is not one of 'duckdb', 'spark', 'athena', 'trino'"),
+    (["sql", "{tmp}", "--dialect", "zz"], "error: Invalid value for '--dialect': 'zz' is not one of"),
+    (["plan", "--source", "caf\udce9"], r"caf\xe9: not UTF-8"),
+    (["query", "{tmp}/out put", ""], "SQL: the statement is empty"),
+    (["query", "{tmp}/out put", "SELECT 1; SELECT 2", "--json"], "SQL: expected one statement, got 2"),
+    (["query", "{tmp}/out put", FAILS_LATE, "--json"], "SQL: Conversion Error"),
     (["query", "{tmp}/out put", "SELECT selct"], 'SQL: Binder Error: Referenced column "selct"'),
     (["audit", "{tmp}/out put", "--run", "x"], "--run x: "),
     (["label"], "source: required"),

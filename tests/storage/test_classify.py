@@ -87,6 +87,8 @@ def test_equals_a_plain_loop(refs: list[ImageRef], known: list[Known], retry_fai
         num_changed=found.count("changed"),
         num_failed_retry=found.count("failed"),
         num_unchanged=found.count("unchanged"),
+        num_undated=sum((ref.etag, ref.size_bytes, ref.last_modified) == (None, None, None) for ref in refs),
+        bytes_planned=sum(ref.size_bytes or 0 for ref, kind in classes.items() if kind != "unchanged"),
     )
     expected = [ref for ref, kind in classes.items() if kind != "unchanged"]
     assert manifest == sorted(expected, key=lambda ref: ref.uri.encode()), "UTF-8 byte order"

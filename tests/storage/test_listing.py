@@ -139,9 +139,61 @@ def test_large_folder_comes_in_bounded_batches(tmp_path: Path) -> None:
 
 
 def test_name_that_is_not_utf8(tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
-    with pytest.raises(SourceError, match=r"caf\\udce9.jpg is not UTF-8"):
-        listed(str(tmp_path))
+    for name in (b"caf\xe9.jpg", b"caf\xea.jpg", b"back\\slash.jpg", b"both\\x\xff.jpg", "café.jpg".encode()):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+    found = listed(str(tmp_path))
+    assert {uri.removeprefix(f"file://{tmp_path}/") for uri in found} == {
+        r"caf\xe9.jpg",
+        r"caf\xea.jpg",
+        r"back\slash.jpg",
+        r"both\x5cx\xff.jpg",
+        "café.jpg",
+    }
+    assert set(listed(f"{tmp_path}/caf*.jpg")) < set(found)
+
+
+OUTPUT_FILES = [
+    "runs/20260517T120000Z-00000001.parquet",
+    "images/run_id=20260517T120000Z-00000001/shard-00000.parquet",
+    "detections/run_id=20260517T120000Z-00000001/shard-00000.parquet",
+    "detections/run_id=20260517T120000Z-00000001/.0123456789abcdef0123456789abcdef.tmp",
+    "_plans/20260517T120000Z-00000001/plan.json",
+    "_plans/20260517T120000Z-00000001/manifest-00000.parquet",
+    ".batchdet-probe",
+]
+USER_FILES = [
+    "a.jpg",
+    "images/cat.jpg",
+    "images/run_id=mine/b.jpg",
+    "runs/c.jpg",
+    "_plans/house.jpg",
+    "x/runs/d.parquet",
+]
+
+
+def count_listed(source: str, skip: str | None) -> tuple[set[str], int]:
+    """What is listed of any of the endings below, and how many keys were counted."""
+    seen = [0]
+    endings = ["jpg", "parquet", "json", "tmp"]
+    batches = list(list_images(source, {}, endings, seen.append, skip))
+    return {row["image_uri"] for batch in batches for row in batch.to_pylist()}, seen[-1]
+
+
+@pytest.mark.parametrize("pattern", ["", "**"])
+@pytest.mark.parametrize("inner", ["", "labels/"])
+def test_an_output_inside_the_source_is_no_part_of_it(
+    tmp_path: Path, moto_bucket: Bucket, inner: str, pattern: str
+) -> None:
+    names = [f"{inner}{name}" for name in OUTPUT_FILES + USER_FILES]
+    moto_bucket.put_all(dict.fromkeys(names, b"x"))
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for root, given in ((moto_bucket.uri, f"{moto_bucket.uri}/"), (f"file://{tmp_path}", str(tmp_path))):
+        wanted = {f"{root}/{inner}{name}" for name in USER_FILES}
+        assert count_listed(f"{root}/{pattern}", f"{given.rstrip('/')}/{inner}") == (wanted, len(USER_FILES))
+        assert count_listed(f"{root}/{pattern}", f"{root}/other")[1] == len(names)
+        assert count_listed(f"{root}/{pattern}", "memory://labels")[1] == len(names)
 
 
 def test_unreadable_sources(tmp_path: Path, moto_bucket: Bucket) -> None:

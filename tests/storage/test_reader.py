@@ -1,6 +1,7 @@
 """One outcome per reference, in order, whatever happens to any of them; one request per object."""
 
 import multiprocessing
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from batchdet.storage.filesystem import open_store
 from batchdet.storage.reader import BlockReader
 from tests.servers.faults import Fault, FaultProxy
 from tests.servers.s3 import Bucket, S3Server
+from tests.storage.made import listed
 from tests.storage.stores import IMPATIENT, NASTY_NAMES, SHORT_TIMEOUTS
 
 
@@ -65,6 +67,17 @@ class TestPlaces:
         expected = [b"s3", b"local", b"memory", "not_found", "storage_error", "not_found", b"s3"]
         assert _bytes(outcomes) == [*expected, "not_found", "storage_error", "storage_error"]
         assert [outcome.ref.uri for outcome in outcomes] == uris
+
+    def test_a_name_that_is_not_utf8_fails_its_image_only(self, tmp_path: Path) -> None:
+        for name in (b"caf\xe9.jpg", b"own\\xe9.jpg"):
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+        outcomes = BlockReader({}).fetch([ImageRef(uri) for uri in listed(str(tmp_path))])
+        assert sorted(_bytes(outcomes), key=str) == [b"own\\xe9.jpg", "unreadable_name"]
+        (failed,) = (outcome for outcome in outcomes if isinstance(outcome, FailedImage))
+        assert failed.ref.uri == rf"file://{tmp_path}/caf\xe9.jpg"
+        assert "rename the file" in failed.reason
+        (gone,) = BlockReader({}).fetch([ImageRef(rf"file://{tmp_path}/gone\xe9.jpg")])
+        assert _bytes([gone]) == ["not_found"]
 
     def test_empty_object_and_empty_block(self, bucket: Bucket) -> None:
         bucket.put("empty.jpg", b"")

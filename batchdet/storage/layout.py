@@ -1,0 +1,24 @@
+"""Which files of an output folder are batchdet's. Knows their names, not what is in them."""
+
+import re
+
+from batchdet.storage.filesystem import PROBE_NAME
+from batchdet.storage.plan import PLANS, RUN_ID
+
+_RUN_ID = RUN_ID.pattern
+_SCRATCH = r"\.[0-9a-f]{32}\.tmp"
+_KEPT = re.compile(
+    rf"runs/({_RUN_ID}\.parquet|{_SCRATCH})"
+    rf"|(images|detections)/run_id={_RUN_ID}/(shard-\d{{5,}}\.parquet|{_SCRATCH})"
+    rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
+    rf"|{re.escape(PROBE_NAME)}|{_SCRATCH}"
+)
+
+
+def is_kept(name: str) -> bool:
+    """Whether batchdet writes such a file.
+
+    Args:
+        name: relative to the output folder.
+    """
+    return _KEPT.fullmatch(name) is not None
