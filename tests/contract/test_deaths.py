@@ -20,7 +20,7 @@ from tests.contract.outputs import assert_same_rows, rows_of
 
 MakeJob = Callable[..., JobConfig]
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
 
 def ray_processes(title: str) -> list[psutil.Process]:
