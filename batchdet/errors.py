@@ -18,8 +18,7 @@ BatchdetError
 │   ├── OpenShardsError        some shards have no commit marker
 │   ├── FailureRateError       more images failed than limits.max_failure_rate allows
 │   └── InterruptedRunError    Ctrl-C or SIGTERM
-├── AuditError                 the receipt does not add up; exit 3
-└── OutputHeldError            another run holds the output; exit 75
+└── AuditError                 the receipt does not add up; exit 3
 """
 
 from typing import ClassVar
@@ -144,9 +143,3 @@ class AuditError(BatchdetError):
     """The coverage receipt does not add up."""
 
     exit_code = 3
-
-
-class OutputHeldError(BatchdetError):
-    """Another run holds the output."""
-
-    exit_code = 75

@@ -99,6 +99,8 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
 def _label(job: JobConfig, runner: Runner, progress: Progress, ledger: Ledger, *, new_run: bool) -> RunRow:
     model = describe_model(job)
     plan = _open_run(job, ledger, model, progress, new_run=new_run)
+    if plan.counts.num_undated:
+        progress.log(f"{plan.counts.num_undated} images have no etag, size or time: a later change of them is not seen")
     committed = ledger.committed(plan.run_id)
     pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
     progress.planned(plan.run_id, plan.counts, images_done=plan.images_in(committed))
@@ -230,7 +232,7 @@ def _how_to_resume(ledger: Ledger, plan: RunPlan) -> str:
 
 
 def _listing(job: JobConfig, progress: Progress) -> Iterator[pa.RecordBatch]:
-    return list_images(job.source, job.storage.source, job.plan.extensions, progress.listing)
+    return list_images(job.source, job.storage.source, job.plan.extensions, progress.listing, skip=job.output)
 
 
 def _known(ledger: Ledger) -> Iterator[pa.RecordBatch]:
