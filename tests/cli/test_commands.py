@@ -158,7 +158,8 @@ MISTAKES = [
     (["audit", "{tmp}/out put", "--run", "x"], "--run x: "),
     (["label"], "source: required"),
     (["label", "--source", "x", "--output", "y"], "model: required"),
-    (["label", "--ray", "somewhere", "--source", "x", "--output", "y", "--model", "torchvision:nope"], "nope"),
+    (["label", "--ray", "somewhere", "--source", "x", "--output", "y", "--model", "torchvision:nope"], "HOST:PORT"),
+    (["label", "--ray", "off", "--source", "x", "--output", "{tmp}/y", "--model", "torchvision:nope"], "nope"),
     (["plan", "--set", "nothing"], "--set nothing: expected path.to.field=value"),
     (["plan", "--set", "a=[1"], "--set a: '[1' is not a YAML value"),
     (
