@@ -18,7 +18,7 @@ import torch
 
 from batchdet.config import ClusterConfig, JobConfig
 from batchdet.engine.checkpoint import load_detector
-from batchdet.engine.pipeline import SafeBatches, detect_blocks
+from batchdet.engine.pipeline import SafeBatches, StageSeconds, detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import ConfigError, InterruptedRunError, StorageError
 from batchdet.progress import Progress
@@ -113,30 +113,21 @@ class ShardLabeller:
             return self._detecting.submit(self._detect, blocks).result()
 
     def _detect(self, blocks: Iterator[PreparedBlock]) -> tuple[list[ImageOutcome], dict[str, float]]:
-        seconds = {"read": 0.0, "decode": 0.0, "idle": 0.0}
-        started = time.perf_counter()
-        accounted = self._accounted(blocks, seconds)
-        outcomes = list(detect_blocks(accounted, self._detector, self._postfilter, safe=self._safe))
-        seconds["detect"] = time.perf_counter() - started - seconds["idle"]
-        return outcomes, seconds
+        seconds = StageSeconds()
+        until_stopped = self._until_stopped(blocks)
+        outcomes = list(detect_blocks(until_stopped, self._detector, self._postfilter, seconds, self._safe))
+        return outcomes, seconds.as_mapping()
 
     def stop(self) -> None:
         """Take no more work, and make every `label` under way raise InterruptedRunError at its next block."""
         self._stopping.set()
         self._detecting.shutdown(wait=False)
 
-    def _accounted(self, blocks: Iterator[PreparedBlock], seconds: dict[str, float]) -> Iterator[PreparedBlock]:
-        """The blocks, adding their stage seconds and the time spent waiting for them."""
-        while not self._stopping.is_set():
-            started = time.perf_counter()
-            block = next(blocks, None)
-            seconds["idle"] += time.perf_counter() - started
-            if block is None:
-                return
-            for stage, value in block.seconds.items():
-                seconds[stage] = seconds.get(stage, 0.0) + value
+    def _until_stopped(self, blocks: Iterator[PreparedBlock]) -> Iterator[PreparedBlock]:
+        for block in blocks:
+            if self._stopping.is_set():
+                raise InterruptedRunError("stopped")
             yield block
-        raise InterruptedRunError("stopped")
 
 
 class InlineRunner:

@@ -232,7 +232,12 @@ def _how_to_resume(ledger: Ledger, plan: RunPlan) -> str:
 
 
 def _listing(job: JobConfig, progress: Progress) -> Iterator[pa.RecordBatch]:
-    return list_images(job.source, job.storage.source, job.plan.extensions, progress.listing, skip=job.output)
+    return list_images(job.source, job.storage.source, job.plan.extensions, progress.listing, _skipped(job))
+
+
+def _skipped(job: JobConfig) -> str | None:
+    """The output, where it may lie inside the source; with other options the same path may be another bucket."""
+    return job.output if job.storage.source == job.storage.output else None
 
 
 def _known(ledger: Ledger) -> Iterator[pa.RecordBatch]:
