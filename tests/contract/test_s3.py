@@ -137,7 +137,7 @@ def test_an_output_that_refuses_a_shard(
     fault = faults.add(Fault("shard-00001.parquet", "status", method="PUT"))
     capsys.readouterr()
     assert main(["label", "--ray", "off", *arguments(faulty_bucket)]) == 1
-    assert fault.seen == ATTEMPTS
+    assert fault.seen == 3 * ATTEMPTS, "limits.max_attempts_per_shard times, each with backoff"
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "error: 1 of 3 shards are open; run " in captured.err
