@@ -153,6 +153,7 @@ class InlineRunner:
         def begin(count: int) -> set[Future[ShardReport]]:
             return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in islice(todo, count)}
 
+        interrupted = False
         try:
             running = begin(SHARDS_IN_FLIGHT)
             while running:
@@ -160,10 +161,13 @@ class InlineRunner:
                 running |= begin(len(done))
                 for future in done:
                     self._settle(future, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
         finally:
-            # Shards under way are not waited for: they stay open, and commits are whole or not at all.
             labeller.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After Ctrl-C shards under way are not waited for: they stay open, and commits are whole or not at all.
+            pool.shutdown(wait=not interrupted, cancel_futures=True)
 
     def _settle(self, future: "Future[ShardReport]", progress: Progress) -> None:
         try:
