@@ -124,7 +124,7 @@ class LimitsConfig(_Section):
     max_failure_rate: Fraction = 0.05
     """Share of failed images above which the run exits 1."""
     max_attempts_per_shard: Positive = 3
-    """Times a shard may lose its labeller before it is bisected to the image that kills it."""
+    """Times a shard may lose its labeller, or a block its reader, before it is bisected to the image that kills it."""
 
 
 class StorageConfig(_Section):

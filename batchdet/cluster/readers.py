@@ -13,13 +13,10 @@ from batchdet.reading import WINDOW_BYTES, cut_blocks, read_block
 from batchdet.records import FailedImage, ImageFacts, ImageRef, InputSpec, PreparedBlock
 from batchdet.storage.reader import BlockReader
 
-READ_RETRIES = 2
-"""Times Ray runs a read again that lost its worker, before the block is bisected."""
-
 DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
-@ray.remote(max_retries=READ_RETRIES)
+@ray.remote
 def read_remotely(job: JobConfig, refs: Sequence[ImageRef], spec: InputSpec) -> PreparedBlock:
     """`read_block` as a Ray task."""
     return read_block(BlockReader(job.storage.source, max_bytes=job.plan.max_bytes), refs, spec, job.plan.max_pixels)
@@ -71,7 +68,9 @@ class _Window:
         self._flying.clear()
 
     def _submit(self, refs: Sequence[ImageRef]) -> "ray.ObjectRef[PreparedBlock]":
-        options = {"num_cpus": self._job.cluster.cpus_per_reader}
+        # Ray runs a read again that lost its worker, before the block is halved.
+        retries = self._job.limits.max_attempts_per_shard - 1
+        options = {"num_cpus": self._job.cluster.cpus_per_reader, "max_retries": retries}
         return read_remotely.options(**options).remote(self._job, list(refs), self._spec)
 
     def _survivors(self, refs: Sequence[ImageRef], flying: "ray.ObjectRef[PreparedBlock]") -> Iterator[PreparedBlock]:
@@ -80,14 +79,14 @@ class _Window:
             yield ray.get(flying)
         except DEATHS as error:
             if len(refs) == 1:
-                yield _died(refs[0], error)
+                yield _died(refs[0], self._job.limits.max_attempts_per_shard, error)
                 return
             middle = len(refs) // 2
             for half in (refs[:middle], refs[middle:]):
                 yield from self._survivors(half, self._submit(half))
 
 
-def _died(ref: ImageRef, error: RayError) -> PreparedBlock:
-    reason = f"reading it ended {READ_RETRIES + 1} worker processes ({type(error).__name__})"
+def _died(ref: ImageRef, attempts: int, error: RayError) -> PreparedBlock:
+    reason = f"reading it ended {attempts} worker processes ({type(error).__name__})"
     failed = FailedImage(ref, "decode", "worker_died", reason)
     return PreparedBlock(refs=(ref,), facts=(ImageFacts(),), failed={0: failed}, groups=(), seconds={})
