@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from batchdet.errors import AccessDeniedError, NotFoundError, StorageError, TransientStorageError
+from batchdet.errors import AccessDeniedError, ConflictError, NotFoundError, StorageError, TransientStorageError
 
 Verdict = tuple[type[StorageError], str]
 
@@ -25,6 +25,7 @@ _ROOTS = (
     ("gcsfs.retry", "ChecksumError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
+    ("obstore.exceptions", "BaseError"),
 )
 """What client libraries raise beside OSError and ValueError, each by the root of its tree."""
 
@@ -117,8 +118,16 @@ _TRANSIENT_ERRNO = {
 }
 _NO_RIGHT_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
 
+_OBSTORE = (("obstore.exceptions", "BaseError"),)
+_OBSTORE_STATUS = re.compile(r"\n +inner: Status \{\n +status: (\d{3}),")
+_OBSTORE_CODE = re.compile(r"<Code>([\w.]+)</Code>")
+_OBSTORE_KIND = re.compile(r"\bHttpError \{\n +kind: (\w+),")
+_OBSTORE_URL = re.compile(r"\n +uri: Some\(\n +(\S+),\n")
+"""What an error of obstore holds in its text alone, in lines that no key can hold."""
+
 _CREDENTIALS_HINT = "set them in the environment (AWS_ACCESS_KEY_ID and the like), a profile or a role"
 _RIGHTS_HINT = "check the URI and the rights of the credentials"
+_TLS_VERDICT: Verdict = (StorageError, "TLS failed; check the endpoint's scheme and its certificate")
 
 
 @contextmanager
@@ -189,7 +198,19 @@ class _Answer:
             )
             # Azure's errors share one tree: those without a status were raised before anything was answered.
             return cls(str(getattr(error, "error_code", None) or ""), int(status)) if status else None
+        if isinstance(error, (FileNotFoundError, *_loaded(_OBSTORE))):
+            return cls._of_text(str(error))
         return None
+
+    @classmethod
+    def _of_text(cls, text: str) -> "_Answer | None":
+        if "\n            inner: BareRedirect,\n" in text:
+            return cls("", 301)
+        status = _OBSTORE_STATUS.search(text)
+        if status is None:
+            return None
+        code = _OBSTORE_CODE.search(text, status.end())
+        return cls(code[1] if code else "", int(status[1]))
 
     def verdict(self) -> Verdict:
         words = ("" if self.code.isdigit() else self.code, str(self.status or ""))
@@ -200,6 +221,8 @@ class _Answer:
             return AccessDeniedError, f"the store refuses the credentials ({said}); {_CREDENTIALS_HINT}"
         if self.code in _TRANSIENT_CODES or self.status in _TRANSIENT_STATUS:
             return TransientStorageError, f"the store is busy or unwell ({said})"
+        if self.status == 412 or self.code == "ConditionalRequestConflict":
+            return ConflictError, "somebody else wrote it meanwhile"
         if self.code == "InvalidObjectState":
             return StorageError, "archived; restore it before it can be read"
         if self.status == 404 or self.code == "NoSuchKey":
@@ -212,12 +235,14 @@ class _Answer:
 
 
 def _by_class(error: BaseException) -> Verdict | None:
+    if isinstance(error, _loaded(_OBSTORE)):
+        return _by_text(str(error))
     if isinstance(error, _loaded(_CREDENTIALS)):
         return AccessDeniedError, f"no usable credentials ({type(error).__name__}); {_CREDENTIALS_HINT}"
     if isinstance(error, _loaded(_TLS)):
-        return StorageError, "TLS failed; check the endpoint's scheme and its certificate"
+        return _TLS_VERDICT
     if isinstance(error, _loaded(_UNREACHABLE)):
-        return TransientStorageError, f"cannot connect to {_endpoint(error)}; check the endpoint and the network"
+        return _unreachable(_endpoint_url(error))
     if isinstance(error, TimeoutError) or type(error).__name__.endswith("TimeoutError"):
         return TransientStorageError, "timed out"
     if isinstance(error, (ConnectionError, *_loaded(_INTERRUPTED))):
@@ -227,6 +252,20 @@ def _by_class(error: BaseException) -> Verdict | None:
     if isinstance(error, NotImplementedError):
         return StorageError, "its filesystem cannot do this"
     return None
+
+
+def _by_text(text: str) -> Verdict:
+    kind = _OBSTORE_KIND.search(text)
+    url = _OBSTORE_URL.search(text)
+    if kind is None:
+        return StorageError, "obstore cannot read it"
+    if kind[1] == "Connect" and re.search(r"\b(?:InvalidCertificate|InvalidMessage|AlertReceived)\b", text):
+        return _TLS_VERDICT
+    if kind[1] == "Connect" or (kind[1] == "Timeout" and re.search(r"\n +ConnectError\(", text)):
+        return _unreachable(url[1] if url else "")
+    if kind[1] == "Timeout":
+        return TransientStorageError, "timed out"
+    return TransientStorageError, f"the connection broke off ({kind[1]})"
 
 
 def _by_errno(error: BaseException) -> Verdict | None:
@@ -244,14 +283,16 @@ def _by_errno(error: BaseException) -> Verdict | None:
     return None
 
 
-def _endpoint(error: BaseException) -> str:
+def _endpoint_url(error: BaseException) -> str:
     known = getattr(error, "kwargs", {})
-    url = (
-        urlsplit(str(known.get("endpoint_url") or known.get("proxy_url") or "")) if isinstance(known, Mapping) else None
-    )
-    if url is None or not url.hostname:
-        return "the store"
-    return f"{url.scheme}://{url.hostname}" + (f":{url.port}" if url.port else "")
+    return str(known.get("endpoint_url") or known.get("proxy_url") or "") if isinstance(known, Mapping) else ""
+
+
+def _unreachable(where: str) -> Verdict:
+    url = urlsplit(where)
+    port = f":{url.port}" if url.port else ""
+    place = f"{url.scheme}://{url.hostname}{port}" if url.hostname else "the store"
+    return TransientStorageError, f"cannot connect to {place}; check the endpoint and the network"
 
 
 def _chain(error: BaseException, contexts: bool) -> Iterator[BaseException]:

@@ -1,10 +1,10 @@
 """A block of references becomes ordered bytes in one bulk read. Knows nothing of pixels."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import fsspec
@@ -16,13 +16,14 @@ from batchdet.storage.filesystem import MAX_CONNECTIONS, open_filesystem
 from batchdet.storage.foreign import mapped_errors
 from batchdet.storage.location import Location, locate
 from batchdet.storage.names import original_name
+from batchdet.storage.objects import ObjectReads
 from batchdet.storage.patience import PATIENCE, Patience
 from batchdet.storage.prefetch import prefetch
 
 __all__ = ["BlockReader", "prefetch"]
 
 READ_THREADS = 16
-"""Objects read at once where a filesystem has no asynchronous reads."""
+"""Files read at once by one process where a filesystem has no connections to share; elsewhere MAX_CONNECTIONS."""
 
 
 Read = EncodedImage | FailedImage
@@ -76,44 +77,27 @@ class BlockReader:
                 fs = open_filesystem(where.protocol, {**where.options, **self._options})
         except StorageError as error:
             return [_failed(ref, error) for ref, _ in jobs]
-        if isinstance(fs, fsspec.asyn.AsyncFileSystem):
-            found: list[Read] = fsspec.asyn.sync(fs.loop, self._gather, fs, jobs)
-            return found
-        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="batchdet-read") as pool:
-            return list(pool.map(lambda job: self._read(fs, job), jobs))
+        threads = MAX_CONNECTIONS if isinstance(fs, fsspec.asyn.AsyncFileSystem) else READ_THREADS
+        objects = ObjectReads(fs)
+        return list(_pool(os.getpid(), threads).map(lambda job: self._read(objects, job), jobs))
 
-    async def _gather(self, fs: fsspec.asyn.AsyncFileSystem, jobs: Sequence[_Job]) -> list[Read]:
-        free = asyncio.Semaphore(MAX_CONNECTIONS)
-
-        async def read(job: _Job) -> Read:
-            async with free:
-                return await self._read_async(fs, job)
-
-        return list(await asyncio.gather(*map(read, jobs)))
-
-    async def _read_async(self, fs: fsspec.asyn.AsyncFileSystem, job: _Job) -> Read:
-        ref, location = job
-
-        async def read() -> bytes:
-            with mapped_errors(ref.uri):
-                return bytes(await fs._cat_file(location.path))
-
-        try:
-            return EncodedImage(ref, await self._patience.run_async(read))
-        except StorageError as error:
-            return _failed(ref, error)
-
-    def _read(self, fs: fsspec.AbstractFileSystem, job: _Job) -> Read:
+    def _read(self, objects: ObjectReads, job: _Job) -> Read:
         ref, location = job
 
         def read() -> bytes:
             with mapped_errors(ref.uri):
-                return bytes(fs.cat_file(location.path))
+                return objects.read(location.path)
 
         try:
             return EncodedImage(ref, self._patience.run(read))
         except StorageError as error:
             return _unreadable(ref, location) or _failed(ref, error)
+
+
+@cache
+def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
+    """The threads that read in this process; a child has none of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="batchdet-read")
 
 
 def _unreadable(ref: ImageRef, location: Location) -> FailedImage | None:

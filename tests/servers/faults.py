@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +16,8 @@ from typing import Literal
 import aiohttp
 from aiohttp import web
 
-Kind = Literal["status", "reset", "reset_midway", "truncate", "hang", "slow", "gather"]
+Kind = Literal["status", "reset", "reset_midway", "truncate", "lose_answer", "hang", "slow", "gather"]
+CUTS = ("truncate", "reset_midway", "lose_answer")
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "trailer", "upgrade"}
 
 
@@ -26,8 +27,9 @@ class Fault:
 
     Attributes:
         kind: `status` answers `status` with S3's XML and `code`; `reset` drops the connection; `reset_midway` drops it
-            after half of the body; `truncate` ends it in good order after half of the body; `hang` never answers;
-            `slow` waits `seconds` first; `gather` holds requests until `count` of them wait, then lets all pass.
+            after half of the body; `truncate` ends it in good order after half of the body; `lose_answer` has the
+            request done and drops the connection instead of saying so; `hang` never answers; `slow` waits `seconds`
+            first; `gather` holds requests until `count` of them wait, then lets all pass.
         times: how many requests it hits; None for all.
         method: only this one; None for all.
         seen: requests hit so far.
@@ -56,10 +58,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request that reached the proxy; `key` is percent-decoded, without the bucket."""
+    """One request that reached the proxy; `key` is percent-decoded, without the bucket; names of headers are lower."""
 
     method: str
     key: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 class FaultProxy:
@@ -90,7 +93,8 @@ class FaultProxy:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = urllib.parse.unquote(request.raw_path.partition("?")[0])
         key = path.lstrip("/").partition("/")[2]
-        self.requests.append(Seen(request.method, key))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.requests.append(Seen(request.method, key, headers))
         fault = next((fault for fault in self._faults if fault.takes(request.method, key)), None)
         if fault is None:
             return await self._pass(request)
@@ -109,7 +113,7 @@ class FaultProxy:
                 await asyncio.sleep(fault.seconds)
             case "gather":
                 await fault._all_here.wait()
-        return await self._pass(request, cut=fault.kind if fault.kind in ("truncate", "reset_midway") else None)
+        return await self._pass(request, cut=fault.kind if fault.kind in CUTS else None)
 
     async def _pass(self, request: web.Request, cut: str | None = None) -> web.StreamResponse:
         assert self._session is not None
@@ -120,6 +124,8 @@ class FaultProxy:
             request.method, url, headers=headers, data=body or None, allow_redirects=False
         ) as answer:
             data = await answer.read()
+            if cut == "lose_answer":
+                return _reset(request)
             response = web.StreamResponse(status=answer.status, reason=answer.reason)
             for name, value in answer.headers.items():
                 if name.lower() not in HOP_BY_HOP:
