@@ -9,7 +9,9 @@ from batchdet.config import EXTENSIONS
 from batchdet.errors import SourceError, StorageError
 from batchdet.records import Fact
 from batchdet.storage.filesystem import open_store
+from batchdet.storage.foreign import mapped_errors
 from batchdet.storage.listing import list_images
+from batchdet.storage.objects import reader_of
 
 _CLOUDS = {
     "gs://": ("gcsfs", "gcs", ("GOOGLE_APPLICATION_CREDENTIALS",)),
@@ -24,12 +26,16 @@ def storage_facts() -> list[Fact]:
 
 
 def source_fact(uri: str, options: Mapping[str, Any]) -> Fact:
-    """Whether the source can be listed: its first page is."""
+    """Whether the source can be listed: its first page is; and what its images will be read through."""
     try:
-        count = next(list_images(uri, options, EXTENSIONS)).num_rows
+        page = next(list_images(uri, options, EXTENSIONS))
+        first = page["image_uri"][0].as_py()
+        store = open_store(first, options)
+        with mapped_errors(first):
+            reader = reader_of(store.fs, store.root)
     except (SourceError, StorageError) as error:
         return Fact("source", "fail", str(error))
-    return Fact("source", "ok", f"{uri}: {count} images or more")
+    return Fact("source", "ok", f"{uri}: {page.num_rows} images or more, read through {reader}")
 
 
 def output_fact(uri: str, options: Mapping[str, Any]) -> Fact:

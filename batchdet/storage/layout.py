@@ -5,12 +5,16 @@ import re
 from batchdet.storage.filesystem import PROBE_NAME
 from batchdet.storage.plan import PLANS, RUN_ID
 
+PROFILES = "_profiles"
+"""Folder of the time lines of runs that were profiled."""
+
 _RUN_ID = RUN_ID.pattern
 _SCRATCH = r"\.[0-9a-f]{32}\.tmp"
 _KEPT = re.compile(
     rf"runs/({_RUN_ID}\.parquet|{_SCRATCH})"
     rf"|(images|detections)/run_id={_RUN_ID}/(shard-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
+    rf"|{PROFILES}/{_RUN_ID}/(shard-\d{{5,}}\.json|trace\.json|summary\.txt|{_SCRATCH})"
     rf"|{re.escape(PROBE_NAME)}|{_SCRATCH}"
 )
 

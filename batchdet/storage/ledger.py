@@ -5,10 +5,9 @@ Nothing is stored twice: a shard is done when its images file is there, a run wh
 
 import io
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from batchdet.storage.schema import (
     encode_table,
 )
 from batchdet.storage.tables import count_failures, shard_tables
+from batchdet.timeline import Timeline
 
 _SHARD_FILE = re.compile(r"shard-(\d{5,})\.parquet")
 _READ_THREADS = 8
@@ -112,7 +112,14 @@ class Ledger:
         names = (name.rsplit("/", 1)[-1] for name in self._output.list(f"images/run_id={run_id}"))
         return {int(match.group(1)) for name in names if (match := _SHARD_FILE.fullmatch(name))}
 
-    def commit(self, plan: RunPlan, shard: Shard, outcomes: Sequence[ImageOutcome]) -> ShardReport:
+    def commit(
+        self,
+        plan: RunPlan,
+        shard: Shard,
+        outcomes: Sequence[ImageOutcome],
+        backend: str | None = None,
+        timeline: Timeline | None = None,
+    ) -> ShardReport:
         """Write the shard's detections, then its images: the commit marker.
 
         A second commit of the same outcomes overwrites both files with the same rows, `labelled_at` excepted.
@@ -121,18 +128,23 @@ class Ledger:
             plan: the shard's run.
             shard: as read from the plan.
             outcomes: exactly one per image of the shard, in any order.
+            backend: what computed them, for the files' metadata.
+            timeline: the shard's, which the report's seconds come from; None starts one.
 
         Raises:
             ValueError: the outcomes do not cover the shard.
             StorageError: the output refused a file; the shard stays open.
         """
-        begun = time.perf_counter()
-        tables = shard_tables(shard, outcomes, plan.header.model.categories, self._clock())
-        stamp = plan.header.stamp
-        self._output.write_bytes(
-            _shard_name("detections", shard), encode_table(tables.detections, DETECTIONS_ENCODING, stamp)
-        )
-        self._output.write_bytes(_shard_name("images", shard), encode_table(tables.images, IMAGES_ENCODING, stamp))
+        timeline = Timeline() if timeline is None else timeline
+        stamp = replace(plan.header.stamp, backend=backend)
+        with timeline.span("commit", len(outcomes)):
+            with timeline.span("encode", len(outcomes)):
+                tables = shard_tables(shard, outcomes, plan.header.model.categories, self._clock())
+                detections = encode_table(tables.detections, DETECTIONS_ENCODING, stamp)
+                images = encode_table(tables.images, IMAGES_ENCODING, stamp)
+            with timeline.span("upload", len(outcomes)):
+                self._output.write_bytes(_shard_name("detections", shard), detections)
+                self._output.write_bytes(_shard_name("images", shard), images)
         labelled = [outcome for outcome in outcomes if isinstance(outcome, LabelledImage)]
         return ShardReport(
             shard_id=shard.shard_id,
@@ -141,7 +153,8 @@ class Ledger:
             num_empty=sum(not image.accepted.any() for image in labelled),
             num_detections=sum(int(image.accepted.sum()) for image in labelled),
             failures=count_failures(outcomes),
-            seconds={"commit": time.perf_counter() - begun},
+            seconds=timeline.seconds,
+            bytes_read=sum(outcome.facts.size_bytes or 0 for outcome in outcomes),
         )
 
     def counts(self, run_id: str) -> RunCounts:

@@ -1,6 +1,6 @@
 """How long a store is waited for: the one retry layer, for TransientStorageError alone. Knows no filesystem."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -37,10 +37,6 @@ class Patience:
             TransientStorageError: the last one, saying how often it was tried; and whatever else `call` raises.
         """
         return tenacity.Retrying(**self._rules())(call)
-
-    async def run_async(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """As `run`, for a coroutine function."""
-        return await tenacity.AsyncRetrying(**self._rules())(call)
 
     def _rules(self) -> dict[str, Any]:
         return {

@@ -51,11 +51,19 @@ def fetch_model(reference: str, options: Mapping[str, Any]) -> ModelFiles | None
         ) from error
 
 
-def _fetch_version(reference: str, options: Mapping[str, Any]) -> ModelFiles:
-    folder, slash, last = reference.rpartition("/")
+def open_model(reference: str, options: Mapping[str, Any]) -> tuple[Store, str | None]:
+    """The folder of a model and the version asked for, from `URI[@version]`.
+
+    Raises:
+        StorageError: no filesystem serves the URI.
+    """
+    folder, slash, last = reference.rstrip("/").rpartition("/")
     name, _, wanted = last.partition("@")
-    uri = folder + slash + name
-    store = open_store(uri.rstrip("/"), options)
+    return open_store(folder + slash + name, options), wanted or None
+
+
+def _fetch_version(reference: str, options: Mapping[str, Any]) -> ModelFiles:
+    store, wanted = open_model(reference, options)
     prefix = "" if store.exists(CARD_NAME) and not wanted else f"{wanted or promoted_version(store)}/"
     return ModelFiles(weights=_local_copy(store, prefix + WEIGHTS_NAME), card=_local_copy(store, prefix + CARD_NAME))
 

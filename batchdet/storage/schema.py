@@ -102,20 +102,26 @@ _ROW_GROUP_ROWS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """Who wrote a file; goes into its key-value metadata."""
+    """Who wrote a file; goes into its key-value metadata.
+
+    Attributes:
+        backend: what computed the detections, its version and its arithmetic; None where nothing was computed.
+    """
 
     run_id: str
     model_digest: str
     policy_digest: str
+    backend: str | None = None
 
     def metadata(self) -> dict[bytes, bytes]:
         """The key-value metadata, schema version included."""
-        return {
+        found = {
             _VERSION_KEY: str(SCHEMA_VERSION).encode(),
             b"batchdet.run_id": self.run_id.encode(),
             b"batchdet.model_digest": self.model_digest.encode(),
             b"batchdet.policy_digest": self.policy_digest.encode(),
         }
+        return found if self.backend is None else found | {b"batchdet.backend": self.backend.encode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ IMAGES_ENCODING = Encoding(
     sorted_by=("image_uri",),
 )
 DETECTIONS_ENCODING = Encoding(
-    dictionary=("image_uri", "label", "category", "image_width", "image_height", "shard_id"),
+    dictionary=("image_uri", "detection_index", "label", "category", "image_width", "image_height", "shard_id"),
     sorted_by=("image_uri", "detection_index"),
 )
 RUNS_ENCODING = Encoding()

@@ -1,5 +1,6 @@
 """New, changed, failed, unchanged: DuckDB's answer against a plain loop."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from datetime import timedelta
@@ -128,8 +129,9 @@ def test_batches_have_the_size_asked_for(rows: int) -> None:
         assert set(sizes[:-1]) <= {rows}
 
 
-def test_local_files_go_with_the_context() -> None:
+def test_local_files_go_with_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with classified(listing([ImageRef("s3://b/a.jpg")]), [], True) as result:
-        folder: Path = result.manifest.parent
-        assert folder.is_dir()
-    assert not folder.exists()
+        assert [batch.num_rows for batch in result.batches(10)] == [1]
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
