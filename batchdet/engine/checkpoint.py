@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -15,18 +16,21 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from batchdet.config import ModelConfig
+from batchdet.engine.backends.backend import Settings
+from batchdet.engine.backends.choice import choose
+from batchdet.engine.backends.graphs import graphs_folder
 from batchdet.engine.detector import BACKGROUND, Detector
 from batchdet.engine.families import FAMILIES
 from batchdet.engine.family import Family
-from batchdet.engine.torch_detector import TorchDetector
+from batchdet.engine.model_detector import ModelDetector
 from batchdet.engine.weights import check_finite, digest_weights, plain_weights, read_weights
 from batchdet.errors import ModelError
 from batchdet.records import InputSpec, ModelFiles, ModelInfo
 
 TORCHVISION = "torchvision:"
-PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +49,24 @@ class _Checkpoint:
     card: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_detector(model: ModelConfig, files: ModelFiles | None, device: str) -> Detector:
+def load_detector(model: ModelConfig, files: ModelFiles | None, device: str, threads: int = 1) -> Detector:
     """Build the detector a job asks for.
 
     Args:
         model: reference, and for a bare file its architecture and categories.
         files: local files; None for a `torchvision:` reference, whose weights come from torch's hub cache.
         device: `cpu`, `cuda` or `cuda:0`.
+        threads: of a backend that keeps its own.
 
     Raises:
         ModelError: unknown names, damaged or foreign files, weights that are not finite, heads that disagree with the
-            categories.
+            categories, a backend that is not there or does not run the model.
     """
     module, info = load_model(model, files)
     family = FAMILIES[info.architecture]
-    settled, batch_images = family.settle(module, torch.device(device))
-    return TorchDetector(info, settled, family, batch_images, PRECISIONS[model.precision])
+    settings = Settings(torch.device(device), threads, model.precision, graphs_folder(info.digest))
+    choice = choose(model.backend, family.parts(module), settings, partial(family.drift, module))
+    return ModelDetector(info, module, family, choice, settings.device)
 
 
 def load_model(model: ModelConfig, files: ModelFiles | None) -> tuple[nn.Module, ModelInfo]:
@@ -73,22 +79,29 @@ def load_model(model: ModelConfig, files: ModelFiles | None) -> tuple[nn.Module,
     module = _build(family, checkpoint, model.reference)
     _apply_card(module, checkpoint.card, model.reference)
     family.thresholds(module).score_thresh = model.score_floor
+    return module, identify_model(module, model.reference, checkpoint.architecture, checkpoint.categories)
+
+
+def identify_model(module: nn.Module, reference: str, architecture: str, categories: tuple[str, ...]) -> ModelInfo:
+    """The identity of a model at hand, as loading its files would give it.
+
+    Args:
+        module: torchvision's.
+        reference: how people may call it.
+        architecture: builder name.
+        categories: names in label order, "__background__" first.
+    """
     spec = read_input_spec(module)
-    return module, ModelInfo(
-        reference=model.reference,
-        architecture=checkpoint.architecture,
-        categories=checkpoint.categories,
-        digest=_digest(checkpoint, module, spec),
-        input_spec=spec,
-    )
+    digest = _digest(architecture, categories, module, spec)
+    return ModelInfo(reference, architecture, categories, digest, spec)
 
 
-def _digest(checkpoint: _Checkpoint, module: nn.Module, spec: InputSpec) -> str:
+def _digest(architecture: str, categories: tuple[str, ...], module: nn.Module, spec: InputSpec) -> str:
     """Identity of all that decides a model's rows but thresholds: the same weights normalised otherwise differ."""
     # The same weights are run with or without an epsilon, by where they come from. The type of a normalisation is
     # left out: it follows from the training counters, which not every format has, and changes nothing.
     epsilons = sorted((name, float(layer.eps)) for name, layer in module.named_modules() if hasattr(layer, "eps"))
-    settings = (checkpoint.architecture, checkpoint.categories, astuple(spec), epsilons)
+    settings = (architecture, categories, astuple(spec), epsilons)
     return digest_weights(module.state_dict(), settings)
 
 
@@ -215,7 +228,7 @@ def _build(family: Family, checkpoint: _Checkpoint, reference: str) -> nn.Module
 
 
 def _apply_card(module: Any, card: Mapping[str, Any], reference: str) -> None:
-    """Give the model's own transform the input size and normalisation of the card."""
+    """Give the model's own transform the input size and normalisation of the card, and its layers their epsilon."""
     transform = module.transform
     try:
         size = card.get("input_size", {})
@@ -227,8 +240,12 @@ def _apply_card(module: Any, card: Mapping[str, Any], reference: str) -> None:
         if normalisation is not None:
             transform.image_mean = list(_channels(normalisation["mean"]))
             transform.image_std = list(_channels(normalisation["std"]))
+        if "frozen_norm_epsilon" in card:
+            for layer in module.modules():
+                if isinstance(layer, FrozenBatchNorm2d):
+                    layer.eps = float(card["frozen_norm_epsilon"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             f"{reference}: the model card's input_size must be {{height, width}} or {{min_size, max_size}}, "
-            "its normalisation {mean, std} of three numbers each"
+            "its normalisation {mean, std} of three numbers each, its frozen_norm_epsilon a number"
         ) from error

@@ -1,6 +1,6 @@
 """Bytes of one image file to RGB pixels, or DecodeError. Knows no tensors, no models and no file names.
 
-Pixels are what Pillow makes of the file, converted to 8-bit RGB and turned upright:
+Pixels are what Pillow makes of the file, converted to 8-bit RGB, with the turn that brings them upright:
 
 - The format is told by the first bytes, never by a name, from a closed list; other plug-ins of Pillow are not reached.
 - Alpha and palette transparency are dropped, not composited: the colour stored under a transparent pixel stays.
@@ -8,6 +8,10 @@ Pixels are what Pillow makes of the file, converted to 8-bit RGB and turned upri
 - 16-bit grey is scaled to 8 bits (round(v / 257)); 16-bit colour keeps Pillow's high byte.
 - 32-bit and floating point grey have no defined range and are refused.
 - Of several frames or pages the first is taken.
+
+A sound grey or colour JPEG is decoded by simplejpeg, which calls libjpeg-turbo as Pillow does and gives the same pixels
+in less time. What libjpeg-turbo so much as warns of is decoded by Pillow: whether it is a failure stays one library's
+word.
 """
 
 import functools
@@ -18,11 +22,13 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import PIL
+import simplejpeg
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -39,6 +45,9 @@ from PIL import (
 
 from batchdet.errors import DecodeError
 from batchdet.records import PixelArray
+
+FULL_SCALE = 8
+"""Eighths of a side: a JPEG's blocks are 8 pixels wide, so its scales are eighths."""
 
 # What Pillow's plug-ins raise on hostile bytes: most seen when fuzzing every format, the rest on paths of their parsers
 # that a fuzzer seldom takes. Our own part of the guarded code is a few lines, so a bug of ours has little room to hide.
@@ -58,17 +67,9 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _GREY16_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+_TURBO_MODES = frozenset({"L", "RGB"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 _READ_FORMATS = "JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, MPO, HEIC"
@@ -76,35 +77,69 @@ _REASON_LENGTH = 200
 _warnings_lock = threading.Lock()
 
 
+class Turn(NamedTuple):
+    """How stored pixels lie to the upright picture: mirrored first, then rows made columns."""
+
+    mirrors_rows: bool = False
+    mirrors_columns: bool = False
+    swaps_sides: bool = False
+
+
+TURNS = {
+    2: Turn(mirrors_columns=True),
+    3: Turn(mirrors_rows=True, mirrors_columns=True),
+    4: Turn(mirrors_rows=True),
+    5: Turn(swaps_sides=True),
+    6: Turn(mirrors_rows=True, swaps_sides=True),
+    7: Turn(mirrors_rows=True, mirrors_columns=True, swaps_sides=True),
+    8: Turn(mirrors_columns=True, swaps_sides=True),
+}
+"""By EXIF orientation (CIPA DC-008, tag 0x0112); any other value is upright."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """One image as upright RGB.
+    """One image as RGB.
 
     Attributes:
-        pixels: [H, W, 3] uint8 RGB, C-contiguous, possibly read-only.
-        width, height: of the pixels, after EXIF orientation.
-        exif_orientation: 1..8 as the file says and as was applied; None without a valid tag.
-        decoder: name and version of what made the pixels, e.g. `pillow-13.0.0/exact`.
+        stored: [H, W, 4] uint8 as the file has them: R, G, B and a byte without meaning; C-contiguous, maybe read-only.
+        eighths: scale `stored` was decoded at; its sides are those of the file times eighths / 8, rounded up.
+        turn: what brings it upright.
+        width, height: of the upright picture in full.
+        exif_orientation: 1..8 as the file says and as `turn` applies; None without a valid tag.
+        decoder: name and version of what made the pixels, `/exact` in full or `/fast` reduced: `pillow-13.0.0/exact`.
     """
 
-    pixels: PixelArray
+    stored: PixelArray
+    eighths: int
+    turn: Turn
     width: int
     height: int
     exif_orientation: int | None
     decoder: str
+
+    @property
+    def pixels(self) -> PixelArray:
+        """[H, W, 3] uint8 RGB, upright; a view."""
+        rows = slice(None, None, -1 if self.turn.mirrors_rows else 1)
+        columns = slice(None, None, -1 if self.turn.mirrors_columns else 1)
+        view = self.stored[rows, columns, :3]
+        return view.transpose(1, 0, 2) if self.turn.swaps_sides else view
 
 
 class _Plugin(Protocol):
     def __call__(self, fp: io.BytesIO, /) -> ImageFile.ImageFile: ...
 
 
-def decode(data: bytes, max_pixels: int) -> DecodedImage:
+def decode(data: bytes, max_pixels: int, eighths_of: Callable[[int, int], int] | None = None) -> DecodedImage:
     """Decode one image file.
 
     Args:
         data: the whole file.
         max_pixels: width × height above which the file is refused before its pixels are decoded. Pillow itself also
             refuses GIF frames, WebP and tiles above 178,956,970 pixels.
+        eighths_of: told the upright height and width, chooses the scale (1, 2, 4 or 8 eighths) that simplejpeg decodes
+            at; None for full size. What Pillow decodes is always of full size.
 
     Raises:
         DecodeError: code `empty`, `not_an_image`, `unsupported_format` (a codec is not installed), `unsupported_mode`,
@@ -115,7 +150,9 @@ def decode(data: bytes, max_pixels: int) -> DecodedImage:
     try:
         with plugin(io.BytesIO(data)) as image:
             _check_header(image, max_pixels)
-            return _upright_rgb(image)
+            if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in _TURBO_MODES:
+                return _sound_jpeg(image, data, eighths_of) or _by_pillow(image)
+            return _by_pillow(image)
     except _PILLOW_ERRORS as error:
         raise DecodeError(_code_of(error), _reason_of(error)) from error
 
@@ -195,18 +232,47 @@ def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
         raise DecodeError("unsupported_mode", f"pixels of mode {image.mode} have no defined way to 8-bit RGB")
 
 
-def _upright_rgb(image: ImageFile.ImageFile) -> DecodedImage:
+def _sound_jpeg(
+    image: JpegImagePlugin.JpegImageFile, data: bytes, eighths_of: Callable[[int, int], int] | None
+) -> DecodedImage | None:
+    """None for what libjpeg-turbo refuses or warns of."""
+    orientation = _orientation(image)
+    turn = _turn(orientation)
+    width, height = _upright(image.size, turn)
+    eighths = FULL_SCALE if eighths_of is None else eighths_of(height, width)
+    rows, columns = (-(-side * eighths // FULL_SCALE) for side in (image.height, image.width))
+    try:
+        # The smallest scale that gives this size is this scale.
+        stored: PixelArray = simplejpeg.decode_jpeg(data, "RGBX", min_height=rows, min_width=columns, strict=True)
+    except ValueError:
+        return None
+    if stored.shape[:2] != (rows, columns):
+        return None
+    name = f"simplejpeg-{simplejpeg.__version__}/{'exact' if eighths == FULL_SCALE else 'fast'}"
+    return DecodedImage(stored, eighths, turn, width, height, orientation, name)
+
+
+def _by_pillow(image: ImageFile.ImageFile) -> DecodedImage:
     # Pillow turns a TIFF upright while loading it and then forgets the tag.
     turned_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile)
     early_orientation = _orientation(image) if turned_by_pillow else None
     image.load()
     orientation = early_orientation if turned_by_pillow else _orientation(image)
+    turn = Turn() if turned_by_pillow else _turn(orientation)
     pixels = _to_rgb(image)
-    if orientation in _UPRIGHT and not turned_by_pillow:
-        pixels = pixels.transpose(_UPRIGHT[orientation])
-    array = np.ascontiguousarray(pixels, dtype=np.uint8)
-    height, width = array.shape[:2]
-    return DecodedImage(array, width, height, orientation, _decoder(image.format))
+    buffer = np.frombuffer(pixels.tobytes("raw", "RGBX"), np.uint8)
+    width, height = _upright(pixels.size, turn)
+    stored = buffer.reshape(pixels.height, pixels.width, 4)
+    return DecodedImage(stored, FULL_SCALE, turn, width, height, orientation, _pillow_decoder(image.format))
+
+
+def _turn(orientation: int | None) -> Turn:
+    return Turn() if orientation is None else TURNS.get(orientation, Turn())
+
+
+def _upright(size: tuple[int, int], turn: Turn) -> tuple[int, int]:
+    width, height = size
+    return (height, width) if turn.swaps_sides else (width, height)
 
 
 def _orientation(image: ImageFile.ImageFile) -> int | None:
@@ -228,7 +294,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @functools.cache
-def _decoder(image_format: str | None) -> str:
+def _pillow_decoder(image_format: str | None) -> str:
     if image_format == "HEIF":
         return f"pillow-heif-{importlib.metadata.version('pillow-heif')}/exact"
     return f"pillow-{PIL.__version__}/exact"

@@ -52,12 +52,35 @@ class Detections:
         return replace(self, boxes=boxes, scores=scores, labels=labels, image_index=image_index)
 
     def cpu(self) -> "Detections":
-        """The same on the host."""
-        return Detections(
-            self.boxes.cpu(),
-            self.scores.cpu(),
-            self.labels.cpu(),
-            self.image_index.cpu(),
-            self.capped.cpu(),
-            self.finite.cpu(),
-        )
+        """The same on the host, from a GPU by one copy for all columns."""
+        if self.scores.device.type == "cpu":
+            return self
+        return unpack(pack(self).cpu(), len(self), len(self.capped))
+
+
+def pack(detections: Detections) -> Tensor:
+    """Every column as one [36 * N + 2 * B] uint8 tensor on the same device, the widest numbers first."""
+    columns = (
+        detections.labels,
+        detections.image_index,
+        detections.boxes,
+        detections.scores,
+        detections.capped,
+        detections.finite,
+    )
+    return torch.cat([column.contiguous().view(torch.uint8).flatten() for column in columns])
+
+
+def unpack(packed: Tensor, num_detections: int, num_images: int) -> Detections:
+    """The detections that `pack` packed, as views of it."""
+    many, few = num_detections, num_images
+    sizes = [8 * many, 8 * many, 16 * many, 4 * many, few, few]
+    labels, image_index, boxes, scores, capped, finite = torch.split_with_sizes(packed, sizes)
+    return Detections(
+        boxes=boxes.view(torch.float32).reshape(many, 4),
+        scores=scores.view(torch.float32),
+        labels=labels.view(torch.int64),
+        image_index=image_index.view(torch.int64),
+        capped=capped.view(torch.bool),
+        finite=finite.view(torch.bool),
+    )

@@ -43,6 +43,10 @@ class Detector(Protocol):
         """Identity, categories and input."""
 
     @property
+    def backend(self) -> str:
+        """What computes the detections, its version and its arithmetic, e.g. `openvino-2026.4.1/fp32`."""
+
+    @property
     def device(self) -> torch.device:
         """Where batches must lie."""
 

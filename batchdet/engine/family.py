@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
+from batchdet.engine.parts import Drift, Networks, Part
 
 
 class Thresholds(Protocol):
@@ -43,11 +43,21 @@ class Family(Protocol):
     def thresholds(self, model: nn.Module) -> Thresholds:
         """The part of the model that holds its thresholds."""
 
-    def settle(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, int]:
-        """The loaded model on the device, as it runs best there, and how many images it then takes best at a time.
+    @property
+    def batch_images(self) -> Mapping[str, int]:
+        """Images a forward pass takes best at a time, by device type: `cpu`, `cuda`."""
 
-        Whatever is rearranged, scores stay within 1e-5 and boxes within 1e-3 pixels.
+    def parts(self, model: nn.Module) -> Mapping[str, Part]:
+        """The model's networks by name: all of it that a backend can run."""
+
+    def drift(self, model: nn.Module, networks: Networks, stock: Networks) -> Drift:
+        """How far networks lie from others on made pictures: the same parts, run another way."""
+
+    def detect(self, model: nn.Module, networks: Networks, batch: Batch) -> Detections:
+        """Detections of a batch, boxes in the original frames.
+
+        Args:
+            model: holds thresholds, anchors and coders.
+            networks: its parts, as a backend runs them.
+            batch: on the networks' device.
         """
-
-    def detect(self, model: nn.Module, batch: Batch) -> Detections:
-        """Detections of a batch, boxes in the original frames."""

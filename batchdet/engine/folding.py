@@ -4,7 +4,7 @@ import copy
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -26,11 +26,3 @@ def _fold_pairs(sequence: nn.Sequential) -> None:
         if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
             setattr(sequence, name, fuse_conv_bn_eval(layer, following))
             setattr(sequence, next_name, nn.Identity())
-
-
-def probe_pictures(height: int, width: int) -> Tensor:
-    """Two made pictures in [0, 1], [2, 3, height, width] float32: shapes of several sizes, and noise."""
-    generator = torch.Generator().manual_seed(0)
-    layers = [torch.rand(1, 3, side, side, generator=generator) for side in (2, 5, 11, 23)]
-    layers = [nn.functional.interpolate(layer, (height, width), mode="bilinear") for layer in layers]
-    return torch.cat([torch.stack(layers).mean(dim=0), torch.rand(1, 3, height, width, generator=generator)])

@@ -27,7 +27,7 @@ def decode_boxes(coder: Any, codes: Tensor, references: Tensor) -> Tensor:
     """
     size = references[:, 2:] - references[:, :2]
     center = references[:, :2] + 0.5 * size
-    steps = codes / torch.tensor(coder.weights, dtype=codes.dtype, device=codes.device)
+    steps = codes / _numbers(coder.weights, codes.device)
     center = steps[:, :2] * size + center
     half = 0.5 * (steps[:, 2:].clamp(max=coder.bbox_xform_clip).exp() * size)
     return torch.cat([center - half, center + half], dim=1)
@@ -41,7 +41,7 @@ def clip_to_frames(boxes: Tensor, image_index: Tensor, frames: Sequence[Frame]) 
         image_index: [N] int64.
         frames: B frames.
     """
-    limits = torch.tensor([(w, h, w, h) for h, w in frames], dtype=boxes.dtype, device=boxes.device).reshape(-1, 4)
+    limits = _numbers([(w, h, w, h) for h, w in frames], boxes.device).reshape(-1, 4)
     return torch.minimum(boxes.clamp(min=0), limits.index_select(0, image_index))
 
 
@@ -57,7 +57,11 @@ def rescale(boxes: Tensor, image_index: Tensor, sizes: Sequence[Frame], original
     Returns:
         [N, 4] float32, clipped to the original frames: the product may pass a border by a rounding.
     """
-    resized = torch.tensor(sizes, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
-    original = torch.tensor(originals, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
-    ratio = (original / resized)[:, [1, 0, 1, 0]]
+    resized, original = _numbers([sizes, originals], boxes.device).reshape(2, -1, 2).flip(2)
+    ratio = (original / resized).repeat(1, 2)
     return clip_to_frames(boxes * ratio.index_select(0, image_index), image_index, originals)
+
+
+def _numbers(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Constants as float32 on a device, without a wait for what it is doing."""
+    return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)

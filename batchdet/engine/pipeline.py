@@ -6,26 +6,24 @@ the end of the shard. So a neighbour's padding never reaches an image, and a res
 """
 
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from batchdet.engine.detector import Batch, Detector
+from batchdet.engine.detector import Detector
 from batchdet.engine.memory import memory_border
 from batchdet.engine.postfilter import PostFilter, Verdict
+from batchdet.engine.staging import Staged, Stager, Waiting, open_stager
 from batchdet.errors import OutOfMemoryError
 from batchdet.records import (
     FailedImage,
-    ImageFacts,
     ImageOutcome,
-    ImageRef,
     LabelledImage,
     PreparedBlock,
-    PreparedGroup,
 )
+from batchdet.timeline import Timeline
 
 MAX_WAITING_BATCHES = 8
 """Images waiting for others of their shape, in full batches; beyond it the shape that waits longest is detected."""
@@ -34,20 +32,6 @@ MAX_WAITING_BYTES = 1 << 30
 
 _log = logging.getLogger(__name__)
 _Shape = tuple[int, int]
-
-
-@dataclass(slots=True)
-class StageSeconds:
-    """Busy seconds by stage, added up; `idle` is the detector waiting for pixels."""
-
-    read: float = 0.0
-    decode: float = 0.0
-    detect: float = 0.0
-    idle: float = 0.0
-
-    def as_mapping(self) -> dict[str, float]:
-        """By the names ShardReport uses."""
-        return {"read": self.read, "decode": self.decode, "detect": self.detect, "idle": self.idle}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +45,17 @@ class SafeBatches:
     images: dict[_Shape, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """One prepared image and its place in the shard."""
-
-    place: int
-    ref: ImageRef
-    facts: ImageFacts
-    group: PreparedGroup
-    index: int
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.group.pixels[self.index].nbytes)
-
-
 @dataclass(slots=True)
 class _Batcher:
     """Images waiting for others of their padded shape."""
 
     batch_images: int
     safe: SafeBatches
-    queues: dict[_Shape, list[_Waiting]] = field(default_factory=dict)
+    queues: dict[_Shape, list[Waiting]] = field(default_factory=dict)
     count: int = 0
     nbytes: int = 0
 
-    def add(self, image: _Waiting) -> Iterator[list[_Waiting]]:
+    def add(self, image: Waiting) -> Iterator[list[Waiting]]:
         """Take one image; yields the batches this makes due."""
         height, width = image.group.pixels.shape[2:]
         shape = (height, width)
@@ -98,7 +67,7 @@ class _Batcher:
         while self.count > MAX_WAITING_BATCHES * self.batch_images or self.nbytes > MAX_WAITING_BYTES:
             yield self._take(self._oldest())
 
-    def flush(self) -> Iterator[list[_Waiting]]:
+    def flush(self) -> Iterator[list[Waiting]]:
         """What is left, oldest first."""
         while self.queues:
             yield self._take(self._oldest())
@@ -110,7 +79,7 @@ class _Batcher:
     def _oldest(self) -> _Shape:
         return min(self.queues, key=lambda shape: self.queues[shape][0].place)
 
-    def _take(self, shape: _Shape) -> list[_Waiting]:
+    def _take(self, shape: _Shape) -> list[Waiting]:
         images = self.queues.pop(shape)
         self.count -= len(images)
         self.nbytes -= sum(image.nbytes for image in images)
@@ -121,7 +90,7 @@ def detect_blocks(
     blocks: Iterable[PreparedBlock],
     detector: Detector,
     postfilter: PostFilter,
-    seconds: StageSeconds | None = None,
+    timeline: Timeline | None = None,
     safe: SafeBatches | None = None,
 ) -> Iterator[ImageOutcome]:
     """Every image of a shard's blocks as exactly one outcome, in plan order.
@@ -136,26 +105,28 @@ def detect_blocks(
         blocks: of one shard, in plan order.
         detector: gets batches of one padded shape, never of more than `batch_images`.
         postfilter: the policy.
-        seconds: added to, when given.
+        timeline: added to, when given.
         safe: batch sizes found out before with this detector, added to; None starts without.
     """
-    seconds = seconds if seconds is not None else StageSeconds()
-    run = _ShardRun(
-        detector, postfilter, seconds, _Batcher(detector.batch_images, SafeBatches() if safe is None else safe)
-    )
-    for block in _timed(blocks, seconds):
-        run.take(block)
+    timeline = Timeline() if timeline is None else timeline
+    batcher = _Batcher(detector.batch_images, SafeBatches() if safe is None else safe)
+    with open_stager(detector.device, settles=timeline.keeps_spans) as stager:
+        run = _ShardRun(detector, postfilter, timeline, batcher, stager)
+        for block in _timed(blocks, timeline):
+            run.take(block)
+            yield from run.ready()
+        run.finish()
         yield from run.ready()
-    run.finish()
-    yield from run.ready()
 
 
 @dataclass(slots=True)
 class _ShardRun:
     detector: Detector
     postfilter: PostFilter
-    seconds: StageSeconds
+    timeline: Timeline
     batcher: _Batcher
+    stager: Stager
+    staged: deque[tuple[Sequence[Waiting], Callable[[], Staged]]] = field(default_factory=deque)
     outcomes: dict[int, ImageOutcome] = field(default_factory=dict)
     taken: int = 0
     given: int = 0
@@ -171,40 +142,55 @@ class _ShardRun:
                 self.outcomes[place] = block.failed[position]
                 continue
             group, index = prepared[position]
-            for images in self.batcher.add(_Waiting(place, ref, facts, group, index)):
-                self._detect(images)
+            for images in self.batcher.add(Waiting(place, ref, facts, group, index)):
+                self._stage(images)
 
     def finish(self) -> None:
         for images in self.batcher.flush():
-            self._detect(images)
+            self._stage(images)
+        while self.staged:
+            self._detect(*self.staged.popleft())
 
     def ready(self) -> Iterator[ImageOutcome]:
         while self.given in self.outcomes:
             yield self.outcomes.pop(self.given)
             self.given += 1
 
-    def _detect(self, images: Sequence[_Waiting]) -> None:
-        started = time.perf_counter()
+    def _stage(self, images: Sequence[Waiting]) -> None:
+        self.staged.append((images, self.stager.stage(images)))
+        if len(self.staged) > self.stager.ahead:
+            self._detect(*self.staged.popleft())
+
+    def _detect(self, images: Sequence[Waiting], staged: Callable[[], Staged]) -> None:
         height, width = images[0].group.pixels.shape[2:]
-        start = 0
-        while start < len(images):
-            part = images[start : start + self.batcher.limit((height, width))]
+        # What was staged before a refusal may be too large by now.
+        fits = len(images) <= self.batcher.limit((height, width))
+        rest = self._attempt(images, staged) if fits else images
+        while rest:
+            part, rest = rest[: self.batcher.limit((height, width))], rest[self.batcher.limit((height, width)) :]
+            self._detect(part, self.stager.stage(part))
+
+    def _attempt(self, images: Sequence[Waiting], staged: Callable[[], Staged]) -> Sequence[Waiting]:
+        """One forward pass; the images still to detect, in smaller batches."""
+        height, width = images[0].group.pixels.shape[2:]
+        with self.timeline.span("detect", len(images)):
             try:
-                verdict = self._forward(part)
+                self._forward(images, staged)
             except OutOfMemoryError as error:
-                start += self._make_smaller(part, (height, width), error)
-                continue
-            for image, outcome in zip(part, _outcomes(part, verdict), strict=True):
-                self.outcomes[image.place] = outcome
-            start += len(part)
-        self.seconds.detect += time.perf_counter() - started
+                return images[self._make_smaller(images, (height, width), error) :]
+        return ()
 
-    def _forward(self, images: Sequence[_Waiting]) -> Verdict:
-        with memory_border():
-            detections = self.detector.detect(_batch(images, self.detector.device)).cpu()
-        return self.postfilter(detections)
+    def _forward(self, images: Sequence[Waiting], staged: Callable[[], Staged]) -> None:
+        batch = staged()
+        self.timeline.add(batch.spans)
+        with self.timeline.span("forward", len(images)), memory_border():
+            detections = self.detector.detect(batch.wait()).cpu()
+        with self.timeline.span("post_filter", len(images)):
+            verdict = self.postfilter(detections)
+        for image, outcome in zip(images, _outcomes(images, verdict), strict=True):
+            self.outcomes[image.place] = outcome
 
-    def _make_smaller(self, images: Sequence[_Waiting], shape: _Shape, error: OutOfMemoryError) -> int:
+    def _make_smaller(self, images: Sequence[Waiting], shape: _Shape, error: OutOfMemoryError) -> int:
         """Halve what fits of this shape; returns how many images are done with, which is one when it was alone."""
         height, width = shape
         if len(images) == 1:
@@ -219,37 +205,18 @@ class _ShardRun:
         return 0
 
 
-def _timed(blocks: Iterable[PreparedBlock], seconds: StageSeconds) -> Iterator[PreparedBlock]:
+def _timed(blocks: Iterable[PreparedBlock], timeline: Timeline) -> Iterator[PreparedBlock]:
     iterator = iter(blocks)
     while True:
-        started = time.perf_counter()
-        block = next(iterator, None)
-        seconds.idle += time.perf_counter() - started
+        with timeline.span("idle"):
+            block = next(iterator, None)
         if block is None:
             return
-        seconds.read += block.seconds.get("read", 0.0)
-        seconds.decode += block.seconds.get("decode", 0.0)
+        timeline.add(block.spans)
         yield block
 
 
-def _batch(images: Sequence[_Waiting], device: torch.device) -> Batch:
-    on_gpu = device.type == "cuda"
-    shape = (len(images), *images[0].group.pixels.shape[1:])
-    # Copied into memory of its own: blocks from an object store are read-only, and pinned memory copies faster.
-    pixels = torch.empty(shape, dtype=torch.float32, pin_memory=on_gpu)
-    np.stack([image.group.pixels[image.index] for image in images], out=pixels.numpy())
-    return Batch(
-        pixels=pixels.to(device, non_blocking=on_gpu),
-        sizes=tuple(_size(image.group.sizes[image.index]) for image in images),
-        original_sizes=tuple(_size(image.group.original_sizes[image.index]) for image in images),
-    )
-
-
-def _size(row: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[int, int]:
-    return int(row[0]), int(row[1])
-
-
-def _outcomes(images: Sequence[_Waiting], verdict: Verdict) -> Iterator[ImageOutcome]:
+def _outcomes(images: Sequence[Waiting], verdict: Verdict) -> Iterator[ImageOutcome]:
     """One outcome an image, in batch order."""
     found = verdict.detections
     boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batchdet.config import PolicyConfig
 from batchdet.engine.detections import Detections
-from batchdet.engine.nms import sweep_nms
+from batchdet.engine.steps import steps_for
 from batchdet.errors import ConfigError
 
 
@@ -76,7 +76,8 @@ class PostFilter:
         if self._policy.nms == "per_class":
             segment = segment * len(self._thresholds) + rivals.labels
         # In raw coordinates, so nothing is rounded away; canonical order settles equal scores.
-        return accepted.index_put((index,), sweep_nms(rivals.boxes, segment, iou_threshold))
+        keep = steps_for(segment.device).sweep_nms(rivals.boxes, segment, iou_threshold)
+        return accepted.index_put((index,), keep)
 
 
 def canonical_order(detections: Detections) -> Tensor:

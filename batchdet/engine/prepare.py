@@ -1,10 +1,10 @@
 """A block of encoded images becomes arrays a detector takes. Knows no detector, no batches and where no byte came from.
 
-Runs in readers, so it needs numpy and Pillow only.
+Runs in readers, so it needs numpy, Pillow and simplejpeg only.
 """
 
+import functools
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from batchdet.engine.decode import DecodedImage, decode
 from batchdet.engine.resize import output_size, padded_size, resize_normalised
+from batchdet.engine.scale import Scale, full_scale
 from batchdet.errors import DecodeError
 from batchdet.records import (
     EncodedImage,
@@ -41,7 +42,7 @@ class GroupBuilder:
         """Resize `image` to `size` (height, width) into the next place; `position` is its place in the block."""
         height, width = size
         target = self.pixels[len(self.positions)]
-        resize_normalised(image.pixels, target[:, :height, :width], spec)
+        resize_normalised(image, target[:, :height, :width], spec)
         target[:, height:, :] = 0
         target[:, :height, width:] = 0
         self.positions.append(position)
@@ -58,7 +59,9 @@ class GroupBuilder:
         )
 
 
-def prepare_block(encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec, max_pixels: int) -> PreparedBlock:
+def prepare_block(
+    encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec, max_pixels: int, scale: Scale = full_scale
+) -> PreparedBlock:
     """Decode, turn upright, resize, normalise and pad every image of a block as torchvision's transform would.
 
     An image that cannot be decoded becomes a FailedImage of stage `decode` with the code of its DecodeError, or
@@ -69,13 +72,13 @@ def prepare_block(encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec
         encoded: the images as read, in plan order; those that could not be read pass through.
         spec: how the model takes pictures.
         max_pixels: width × height above which an image is refused before its pixels are decoded.
+        scale: at which scale JPEGs are decoded; sizes and facts are those of the full picture at any.
     """
-    started = time.perf_counter()
     builders: dict[tuple[int, int], GroupBuilder] = {}
     failed: dict[int, FailedImage] = {}
     facts: list[ImageFacts] = []
     for position, image in enumerate(encoded):
-        outcome = image if isinstance(image, FailedImage) else _decode_image(image, spec, max_pixels)
+        outcome = image if isinstance(image, FailedImage) else _decode_image(image, spec, max_pixels, scale)
         if isinstance(outcome, FailedImage):
             failed[position] = outcome
             facts.append(outcome.facts)
@@ -93,17 +96,16 @@ def prepare_block(encoded: Sequence[EncodedImage | FailedImage], spec: InputSpec
         facts=tuple(facts),
         failed=failed,
         groups=tuple(builder.build() for builder in builders.values()),
-        seconds={"decode": time.perf_counter() - started},
     )
 
 
 def _decode_image(
-    image: EncodedImage, spec: InputSpec, max_pixels: int
+    image: EncodedImage, spec: InputSpec, max_pixels: int, scale: Scale
 ) -> tuple[DecodedImage, ImageFacts] | FailedImage:
     digest = "sha256:" + hashlib.sha256(image.data).hexdigest()
     bytes_facts = ImageFacts(content_digest=digest, size_bytes=len(image.data))
     try:
-        decoded = decode(image.data, max_pixels)
+        decoded = decode(image.data, max_pixels, functools.partial(scale, spec))
     except DecodeError as error:
         return FailedImage(image.ref, "decode", error.code, error.reason, bytes_facts)
     facts = ImageFacts(

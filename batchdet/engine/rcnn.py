@@ -5,7 +5,8 @@ K anchors a feature map cell, T proposals kept per image before NMS, over all le
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,15 +15,17 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from batchdet.engine.anchors import reference_boxes
-from batchdet.engine.candidates import all_finite, any_per_image, best_first, confident_entries, keep_best
+from batchdet.engine.anchors import CACHED_SHAPES, reference_boxes
+from batchdet.engine.candidates import Candidates, any_per_image
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
 from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
-from batchdet.engine.nms import batched_nms
+from batchdet.engine.parts import Drift, Networks, Part
+from batchdet.engine.rcnn_networks import TrunkOutputs, pool_regions, rcnn_drift, rcnn_parts, run_trunk
+from batchdet.engine.steps import Steps, steps_for
 
-BATCH_IMAGES = {"cpu": 1, "cuda": 8}
+BATCH_IMAGES: Mapping[str, int] = MappingProxyType({"cpu": 1, "cuda": 8})
 """By device type."""
 SMALLEST_SIDE = 1e-2
 """Pixels under which torchvision's region heads drop a box."""
@@ -52,65 +55,44 @@ class RCNNFamily:
         """The model's region heads."""
         return cast(Thresholds, model.roi_heads)
 
-    def settle(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, int]:
-        """The model as it is: rounding may swap proposals of nearly equal scores, and with them whole rows."""
-        return model.to(device), BATCH_IMAGES[device.type]
+    @property
+    def batch_images(self) -> Mapping[str, int]:
+        """See `Family.batch_images`."""
+        return BATCH_IMAGES
 
-    def detect(self, model: Any, batch: Batch) -> Detections:
-        """Detections of a batch, boxes in the original frames."""
-        features = model.backbone(batch.pixels)
-        proposals = propose(model.rpn, features, batch)
-        found = classify(model.roi_heads, features, proposals, batch)
+    def parts(self, model: Any) -> Mapping[str, Part]:
+        """Two, with the choice of proposals between them."""
+        return rcnn_parts(model)
+
+    def drift(self, model: Any, networks: Networks, stock: Networks) -> Drift:
+        """See `Family.drift` and `rcnn_drift`."""
+        return rcnn_drift(model, networks, stock)
+
+    def detect(self, model: Any, networks: Networks, batch: Batch) -> Detections:
+        """See `Family.detect`."""
+        outputs = run_trunk(model, networks, batch)
+        proposals = propose(model.rpn, outputs, batch)
+        counts = torch.bincount(proposals.image_index, minlength=len(batch.sizes)).tolist()
+        boxes = list(torch.split(proposals.boxes, counts))
+        regions = pool_regions(model.roi_heads, outputs.features, boxes, batch)
+        logits, codes = networks["region_head"](regions)
+        found = postprocess(model.roi_heads, logits, codes, proposals, batch.sizes)
         return replace(found, boxes=rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes))
 
 
-def propose(rpn: Any, features: Mapping[str, Tensor], batch: Batch) -> Detections:
+def propose(rpn: Any, outputs: TrunkOutputs, batch: Batch) -> Detections:
     """Proposals of a batch in the resized frames: torchvision's region proposal network in its eval mode."""
-    maps = list(features.values())
-    objectness, deltas = rpn.head(maps)
-    anchors = reference_boxes(rpn.anchor_generator, batch.pixels, maps)
-    return propose_from(rpn, [level.float() for level in objectness], [d.float() for d in deltas], anchors, batch.sizes)
-
-
-@dataclass(frozen=True, slots=True)
-class TopAnchors:
-    """The most object-like anchors of one pyramid level.
-
-    Attributes:
-        anchors: [B, T] int64, positions among the level's anchors: (row, column, kind) flattened.
-        objectness: [B, T] logits, descending.
-        offset: anchors of the levels before.
-    """
-
-    anchors: Tensor
-    objectness: Tensor
-    offset: int
-
-
-def _top_anchors(objectness: Sequence[Tensor], limit: int) -> list[TopAnchors]:
-    """The `limit` best of every level, from its logits [B, K, H, W]."""
-    tops, offset = [], 0
-    for level in objectness:
-        flat = level.permute(0, 2, 3, 1).flatten(1)
-        values, anchors = flat.topk(min(limit, flat.shape[1]), dim=1)
-        tops.append(TopAnchors(anchors, values, offset))
-        offset += flat.shape[1]
-    return tops
-
-
-def _pick_codes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Box codes [B, T, 4] of chosen anchors [B, T], from a level's [B, K * 4, H, W]: nothing else is copied."""
-    num_images, channels, height, width = deltas.shape
-    kinds = channels // 4
-    images = torch.arange(num_images, device=deltas.device)[:, None]
-    cells = anchors // kinds
-    return deltas.reshape(num_images, kinds, 4, height, width)[
-        images, anchors % kinds, :, cells // width, cells % width
-    ]
+    anchors = reference_boxes(rpn.anchor_generator, batch.pixels, outputs.objectness)
+    return propose_from(rpn, outputs.objectness, outputs.deltas, anchors, batch.sizes)
 
 
 def propose_from(
-    rpn: Any, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Tensor, sizes: Sequence[Frame]
+    rpn: Any,
+    objectness: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    sizes: Sequence[Frame],
+    steps: Steps | None = None,
 ) -> Detections:
     """`RegionProposalNetwork.filter_proposals` for the whole batch, decoding only the anchors that are left.
 
@@ -120,44 +102,43 @@ def propose_from(
         deltas: box codes [B, K * 4, H, W] of every level.
         anchors: [A, 4] of all levels in turn.
         sizes: B resized frames.
+        steps: whose; None takes those of the outputs' device.
 
     Returns:
         Proposals; `labels` are pyramid levels. The caps of this stage are the model's own business and flag nothing.
         No box is NaN, whatever the outputs.
     """
-    tops = _top_anchors(objectness, rpn.pre_nms_top_n())
-    codes = torch.cat([_pick_codes(level, top.anchors) for level, top in zip(deltas, tops, strict=True)], dim=1)
-    num_images, per_image, _ = codes.shape
-    device = codes.device
-    chosen = torch.cat([top.anchors + top.offset for top in tops], dim=1).flatten()
-    scores = torch.cat([top.objectness for top in tops], dim=1).sigmoid().flatten()
-    spans = torch.tensor([top.anchors.shape[1] for top in tops], device=device)
-    levels = torch.repeat_interleave(torch.arange(len(tops), device=device), spans).repeat(num_images)
-    images = torch.arange(num_images, device=device).repeat_interleave(per_image)
-
-    boxes = clip_to_frames(
-        decode_boxes(rpn.box_coder, codes.reshape(-1, 4), anchors.index_select(0, chosen)), images, sizes
-    )
-    capped = torch.zeros(num_images, dtype=torch.bool, device=device)
-    found = Detections(boxes, scores, levels, images, capped, all_finite(*objectness, *deltas))
+    steps = steps or steps_for(anchors.device)
+    finite = steps.all_finite(*objectness, *deltas)
+    top = steps.top_anchors(objectness, deltas, rpn.pre_nms_top_n())
+    num_images = top.anchors.shape[0]
+    images, levels = _places_of(num_images, top.levels, anchors.device)
+    scores = top.objectness.sigmoid().flatten()
+    boxes = decode_boxes(rpn.box_coder, top.codes.reshape(-1, 4), anchors.index_select(0, top.anchors.flatten()))
+    boxes = clip_to_frames(boxes, images, sizes)
     # Comparisons with NaN are false, so nothing of a network gone wrong comes through.
-    found = found.select(_has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh))
-    found = found.select(best_first(found.image_index, found.scores))
-    found = found.select(batched_nms(found.boxes, found.scores, found.labels, found.image_index, rpn.nms_thresh))
-    return keep_best(found, rpn.post_nms_top_n())
+    sound = (_has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh)).nonzero().squeeze(1)
+    found = Candidates(boxes, scores, levels, images).select(sound)
+    left, _ = steps.survivors(found, num_images, rpn.nms_thresh, rpn.post_nms_top_n())
+    return Detections(left.boxes, left.scores, left.labels, left.image_index, torch.zeros_like(finite), finite)
 
 
-def classify(heads: Any, features: Mapping[str, Tensor], proposals: Detections, batch: Batch) -> Detections:
-    """Detections in the resized frames: torchvision's region heads in their eval mode."""
-    counts = torch.bincount(proposals.image_index, minlength=len(batch.sizes)).tolist()
-    # The pooler infers its scales from the first shapes it ever sees; the padded one gives every batch the same.
-    padded = [tuple(batch.pixels.shape[-2:])] * len(batch.sizes)
-    regions = heads.box_roi_pool(features, list(torch.split(proposals.boxes, counts)), padded)
-    logits, codes = heads.box_predictor(heads.box_head(regions))
-    return postprocess(heads, logits.float(), codes.float(), proposals, batch.sizes)
+@lru_cache(CACHED_SHAPES)
+def _places_of(num_images: int, levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and level of every proposal, [B * T] each, when each image has so many of every level."""
+    level = torch.cat([torch.full((count,), place, device=device) for place, count in enumerate(levels)])
+    image = torch.arange(num_images, device=device)[:, None].expand(num_images, level.shape[0])
+    return image.flatten(), level.repeat(num_images)
 
 
-def postprocess(heads: Any, logits: Tensor, codes: Tensor, proposals: Detections, sizes: Sequence[Frame]) -> Detections:
+def postprocess(
+    heads: Any,
+    logits: Tensor,
+    codes: Tensor,
+    proposals: Detections,
+    sizes: Sequence[Frame],
+    steps: Steps | None = None,
+) -> Detections:
     """`RoIHeads.postprocess_detections` for the whole batch, decoding only what passes the threshold.
 
     Args:
@@ -166,25 +147,26 @@ def postprocess(heads: Any, logits: Tensor, codes: Tensor, proposals: Detections
         codes: [R, C * 4], box codes per class relative to the proposal.
         proposals: R of B images.
         sizes: B resized frames.
+        steps: whose; None takes those of the outputs' device.
 
     Returns:
         Detections in the resized frames. `capped`: the cap of an image removed entries. `finite`: so were proposals
         and all of their logits and codes; otherwise the image has no detections.
     """
-    num_images = proposals.finite.shape[0]
-    broken = any_per_image(~all_finite(logits, codes), proposals.image_index, num_images)
+    steps = steps or steps_for(logits.device)
+    num_images, num_classes = proposals.finite.shape[0], logits.shape[1]
+    broken = any_per_image(~steps.all_finite(logits, codes), proposals.image_index, num_images)
     finite = proposals.finite & ~broken
-    entries, scores = confident_entries(logits, finite.index_select(0, proposals.image_index), heads.score_thresh)
-    rows, labels = entries // logits.shape[1], entries % logits.shape[1]
+    usable = finite.index_select(0, proposals.image_index)
+    rows, labels, scores = steps.confident_entries(logits, usable, heads.score_thresh)
     images = proposals.image_index.index_select(0, rows)
-    codes = codes.reshape(-1, 4).index_select(0, entries)
+    codes = codes.reshape(-1, 4).index_select(0, rows * num_classes + labels)
     boxes = decode_boxes(heads.box_coder, codes, proposals.boxes.index_select(0, rows))
     boxes = clip_to_frames(boxes, images, sizes)
-    found = Detections(boxes, scores, labels, images, torch.zeros_like(finite), finite)
-    found = found.select(_has_sides(boxes, SMALLEST_SIDE))
-    found = found.select(best_first(found.image_index, found.scores))
-    found = found.select(batched_nms(found.boxes, found.scores, found.labels, found.image_index, heads.nms_thresh))
-    return keep_best(found, heads.detections_per_img)
+    found = Candidates(boxes, scores, labels, images)
+    found = found.select(_has_sides(boxes, SMALLEST_SIDE).nonzero().squeeze(1))
+    left, over = steps.survivors(found, num_images, heads.nms_thresh, heads.detections_per_img)
+    return Detections(left.boxes, left.scores, left.labels, left.image_index, over, finite)
 
 
 def _has_sides(boxes: Tensor, smallest: float) -> Tensor:

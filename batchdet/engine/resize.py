@@ -1,9 +1,10 @@
-"""uint8 RGB to the normalised, resized planes a torchvision detector takes. Knows no files and no tensors.
+"""A decoded picture to the normalised, resized planes a torchvision detector takes. Knows no files and no tensors.
 
 Equal to torchvision's GeneralizedRCNNTransform (models/detection/transform.py) up to float noise (1e-6), which
-normalises the whole picture before it interpolates; here only the source pixels that an output pixel needs are touched.
+normalises the whole picture before it interpolates. Bilinear weights sum to one, so here the four source pixels of an
+output pixel are gathered and blended first and normalised last, at the size of the output.
 
-Shape shorthand: H×W source pixels, h×w output pixels.
+Shape shorthand: H×W stored pixels, h×w output pixels, R source rows of a strip.
 """
 
 import functools
@@ -11,8 +12,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from batchdet.records import FloatArray, InputSpec, IntArray, PixelArray
+from batchdet.engine.decode import FULL_SCALE, DecodedImage
+from batchdet.records import FloatArray, InputSpec, IntArray
 
 # Working rows are handled in strips of about this many bytes, so that they stay in a core's cache.
 _STRIP_BYTES = 1 << 19
@@ -44,102 +47,87 @@ def padded_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     return math.ceil(height / step) * step, math.ceil(width / step) * step
 
 
-def resize_normalised(pixels: PixelArray, out: FloatArray, spec: InputSpec) -> None:
+def resize_normalised(image: DecodedImage, out: FloatArray, spec: InputSpec) -> None:
     """Resize bilinearly (no antialiasing, corners not aligned), scale to [0, 1], subtract mean, divide by std.
 
+    The picture is turned upright on the way: only the taps are, never its pixels.
+
     Args:
-        pixels: [H, W, 3] uint8, C-contiguous.
-        out: [3, h, w] float32, written; may be a strided view.
+        image: as decoded.
+        out: [3, h, w] float32 of the upright picture, written; may be a strided view.
         spec: gives mean and std; the size is `out`'s.
     """
-    height, width = pixels.shape[:2]
-    out_height, out_width = out.shape[1:]
-    rows = _taps(height, out_height)
-    used, place = np.unique(np.concatenate([rows.low, rows.high]), return_inverse=True)
-    source = pixels.reshape(height, width * 3)
-    if len(used) < height:
-        source = source[used]
-    else:
-        place = np.concatenate([rows.low, rows.high])
-    squeezed = _resize_rows(source, out_width, spec)
-    _resize_columns(squeezed, _Taps(place[:out_height], place[out_height:], rows.weight), out)
+    turn, scale = image.turn, image.eighths / FULL_SCALE
+    planes = out.transpose(0, 2, 1) if turn.swaps_sides else out
+    height, width = (image.width, image.height) if turn.swaps_sides else (image.height, image.width)
+    rows = _taps(image.stored.shape[0], height * scale, planes.shape[1], turn.mirrors_rows)
+    columns = _taps(image.stored.shape[1], width * scale, planes.shape[2], turn.mirrors_columns)
+    _blend(image.stored.view(np.uint32)[:, :, 0], rows, columns, planes, spec)
 
 
 @functools.lru_cache(maxsize=256)
-def _taps(size: int, out_size: int) -> _Taps:
-    """Source: `area_pixel_compute_source_index` and `compute_source_index_and_lambda` of ATen's UpSample.h.
+def _taps(size: int, extent: float, out_size: int, mirrored: bool) -> _Taps:
+    """The taps of a side of `size` stored pixels, of which the last may stand for less: `extent` are of the picture.
 
+    Source: `area_pixel_compute_source_index` and `compute_source_index_and_lambda` of ATen's UpSample.h.
     The position is rounded to float32 once, after product and difference, as the fused multiply-add of torch's
     one-thread kernel does. With more threads torch rounds twice, which moves a pixel of pure noise by up to 2e-4.
     """
-    scale = np.float64(np.float32(size) / np.float32(out_size))
-    position = np.maximum((scale * (np.arange(out_size) + 0.5) - 0.5).astype(np.float32), np.float32(0))
+    scale = np.float64(np.float32(extent) / np.float32(out_size))
+    skipped = size - extent if mirrored else 0.0
+    position = np.maximum((scale * (np.arange(out_size) + 0.5) - 0.5 + skipped).astype(np.float32), np.float32(0))
     low = np.minimum(position.astype(np.int64), size - 1)
+    high = np.minimum(low + 1, size - 1)
     weight = np.clip(position - low.astype(np.float32), np.float32(0), np.float32(1))
-    return _Taps(low, np.minimum(low + 1, size - 1), weight)
+    return _Taps(size - 1 - low, size - 1 - high, weight) if mirrored else _Taps(low, high, weight)
 
 
-def _resize_rows(source: PixelArray, out_width: int, spec: InputSpec) -> FloatArray:
-    """[R, W*3] interleaved uint8 to [R, 3*w] planar float32, normalised and interpolated along the row."""
-    count, width = source.shape[0], source.shape[1] // 3
-    taps = _taps(width, out_width)
-    channel = np.arange(3)[:, None]
-    low, high = (taps.low * 3 + channel).ravel(), (taps.high * 3 + channel).ravel()
-    weight = np.tile(taps.weight, 3)
-    rest = 1 - weight
-    # Normalising before the gather is less work when the row grows, after it when the row shrinks.
-    gather_first = 2 * out_width < width
-    mean, factor = _normalisation(spec, out_width, planar=True) if gather_first else _normalisation(spec, width)
-    result = np.empty((count, 3 * out_width), np.float32)
-    strip = _strip_rows(count, max(out_width, 0 if gather_first else width))
-    for start in range(0, count, strip):
-        rows, left = source[start : start + strip], result[start : start + strip]
-        if gather_first:
-            left[...] = np.take(rows, low, axis=1, mode="clip")
-            right = np.take(rows, high, axis=1, mode="clip").astype(np.float32)
-            _normalise(left, mean, factor)
-            _normalise(right, mean, factor)
-        else:
-            plain = rows.astype(np.float32)
-            _normalise(plain, mean, factor)
-            np.take(plain, low, axis=1, mode="clip", out=left)
-            right = np.take(plain, high, axis=1, mode="clip")
-        left *= rest
-        right *= weight
-        left += right
-    return result
-
-
-def _resize_columns(source: FloatArray, taps: _Taps, out: FloatArray) -> None:
-    """[R, 3*w] planar rows to `out` [3, h, w], interpolated between rows."""
-    out_height, out_width = out.shape[1:]
-    by_row = out.transpose(1, 0, 2)
-    weight = taps.weight[:, None]
-    rest = 1 - weight
-    strip = _strip_rows(out_height, out_width)
+def _blend(source: npt.NDArray[np.uint32], rows: _Taps, columns: _Taps, planes: FloatArray, spec: InputSpec) -> None:
+    """[H, W] four-byte pixels to `planes` [3, h, w], a strip of output rows at a time."""
+    out_height, out_width = planes.shape[1:]
+    mean, factor = _normalisation(spec)
+    along_row = np.repeat(columns.weight, 4)
+    strip = max(1, min(out_height, _STRIP_BYTES // (16 * out_width)))
     for start in range(0, out_height, strip):
         part = slice(start, start + strip)
-        above = source[taps.low[part]]
-        below = source[taps.high[part]]
-        above *= rest[part]
-        below *= weight[part]
-        np.add(above.reshape(-1, 3, out_width), below.reshape(-1, 3, out_width), out=by_row[part])
+        low, high = rows.low[part], rows.high[part]
+        first, last = min(low[0], high[-1]), max(low[0], high[-1]) + 1
+        if last - first < 2 * len(low):
+            squeezed = _blend_along_rows(source[first:last], None, columns, along_row)
+            above, below = np.take(squeezed, low - first, axis=0), np.take(squeezed, high - first, axis=0)
+        else:
+            squeezed = _blend_along_rows(source, np.concatenate([low, high]), columns, along_row)
+            above, below = squeezed[: len(low)], squeezed[len(low) :]
+        below -= above
+        below *= rows.weight[part, None]
+        above += below
+        pixels = above.reshape(len(low), out_width, 4)
+        for channel in range(3):
+            # Difference first: its rounding error is smaller than that of v * factor - mean * factor.
+            plane = pixels[:, :, channel] - mean[channel]
+            np.multiply(plane, factor[channel], out=planes[channel, part])
 
 
-def _strip_rows(count: int, width: int) -> int:
-    return max(1, min(count, _STRIP_BYTES // (12 * width)))
+def _blend_along_rows(
+    source: npt.NDArray[np.uint32], used: IntArray | None, columns: _Taps, weight: FloatArray
+) -> FloatArray:
+    """[H, W] pixels to [R, 4*w] float32 of 0..255: all rows, or the `used` ones, interpolated along the row."""
+    left, right = (_gather(source, used, places) for places in (columns.low, columns.high))
+    right -= left
+    right *= weight
+    left += right
+    return left
 
 
-def _normalisation(spec: InputSpec, width: int, *, planar: bool = False) -> tuple[FloatArray, FloatArray]:
-    """Mean in 0..255 and 1/(255*std), laid out over one row."""
-    mean = (255 * np.array(spec.mean)).astype(np.float32)
-    factor = (1 / (255 * np.array(spec.std))).astype(np.float32)
-    if planar:
-        return np.repeat(mean, width), np.repeat(factor, width)
-    return np.tile(mean, width), np.tile(factor, width)
+def _gather(source: npt.NDArray[np.uint32], used: IntArray | None, places: IntArray) -> FloatArray:
+    """The pixels at `places` of each row, as [R, 4*w] float32."""
+    if used is None:
+        pixels = np.take(source, places, axis=1, mode="clip")
+    else:
+        pixels = np.take(source.reshape(-1), used[:, None] * source.shape[1] + places, mode="clip")
+    return pixels.view(np.uint8).astype(np.float32)
 
 
-def _normalise(values: FloatArray, mean: FloatArray, factor: FloatArray) -> None:
-    # Difference first: its rounding error is smaller than that of v * factor - mean * factor.
-    values -= mean
-    values *= factor
+def _normalisation(spec: InputSpec) -> tuple[FloatArray, FloatArray]:
+    """Mean in 0..255 and 1/(255*std), by channel."""
+    return (255 * np.array(spec.mean)).astype(np.float32), (1 / (255 * np.array(spec.std))).astype(np.float32)

@@ -6,6 +6,7 @@ Shape shorthand: B images, A default boxes an image, C classes with the backgrou
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -14,27 +15,18 @@ from torch import Tensor, nn
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
 from batchdet.engine.anchors import reference_boxes
-from batchdet.engine.candidates import (
-    all_finite,
-    any_per_image,
-    best_first,
-    confident_entries,
-    keep_best,
-    rank_in_segment,
-)
+from batchdet.engine.candidates import Candidates, any_per_image
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
-from batchdet.engine.folding import folded, probe_pictures
 from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
-from batchdet.engine.nms import batched_nms
+from batchdet.engine.parts import Drift, Networks, Part, largest_difference, probe_pictures
+from batchdet.engine.steps import Steps, steps_for
 
 MOBILENET_C4 = 13
 """First block of stride 32 in MobileNetV3-Large: SSDlite takes its first feature map inside it."""
-BATCH_IMAGES = {"plain": 1, "folded": 4, "cuda": 32}
-"""By the way the network runs: plain convolutions on a CPU slow down with the batch."""
-SCORE_DRIFT, BOX_DRIFT = 2e-6, 5e-4
-"""Largest difference of a score, and of a box in pixels, that folding may make on made pictures."""
+BATCH_IMAGES: Mapping[str, int] = MappingProxyType({"cpu": 4, "cuda": 32})
+"""By device type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +66,60 @@ class SSDFamily:
         """The model itself."""
         return cast(Thresholds, model)
 
-    def settle(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, int]:
-        """On a CPU with folded normalisation, about 1.6 times as fast, where that moves no output noticeably."""
-        if device.type != "cpu":
-            return model.to(device), BATCH_IMAGES["cuda"]
-        fast = folded(model)
-        return (fast, BATCH_IMAGES["folded"]) if _agree(fast, model) else (model, BATCH_IMAGES["plain"])
+    @property
+    def batch_images(self) -> Mapping[str, int]:
+        """See `Family.batch_images`."""
+        return BATCH_IMAGES
 
-    def detect(self, model: nn.Module, batch: Batch) -> Detections:
-        """Detections of a batch, boxes in the original frames."""
-        found = postprocess(run_network(model, batch), batch.sizes, model)
+    def parts(self, model: Any) -> Mapping[str, Part]:
+        """One: backbone and heads; see `_Network`."""
+        height, width = _input_size(model)
+        return {"network": Part(_Network(model.backbone, model.head), torch.zeros(2, 3, height, width), free=(0,))}
+
+    def drift(self, model: Any, networks: Networks, stock: Networks) -> Drift:
+        """Of the scores of all classes, and of all default boxes moved by their offsets; see `Family.drift`."""
+        height, width = _input_size(model)
+        pixels = torch.stack([model.transform.normalize(picture) for picture in probe_pictures(height, width)])
+        batch = Batch(pixels, ((height, width),) * 2, ((height, width),) * 2)
+        mine, theirs = run_network(model, networks, batch), run_network(model, stock, batch)
+        return Drift(
+            scores=largest_difference(mine.logits.softmax(dim=-1), theirs.logits.softmax(dim=-1)),
+            boxes=largest_difference(_all_boxes(model, mine), _all_boxes(model, theirs)),
+        )
+
+    def detect(self, model: nn.Module, networks: Networks, batch: Batch) -> Detections:
+        """See `Family.detect`."""
+        found = postprocess(run_network(model, networks, batch), batch.sizes, model)
         return replace(found, boxes=rescale(found.boxes, found.image_index, batch.sizes, batch.original_sizes))
+
+
+class _Network(nn.Module):
+    """Backbone and heads of a torchvision SSD as a function of the pixels alone.
+
+    [B, 3, H, W] to offsets [B, A, 4], logits [B, A, C], and of each feature map one channel of one image [1, 1, h, w],
+    whose shape says where its default boxes lie.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        features = list(self.backbone(pixels).values())
+        outputs = self.head(features)
+        return outputs["bbox_regression"], outputs["cls_logits"], *(level[:1, :1] for level in features)
+
+
+def run_network(model: Any, networks: Networks, batch: Batch) -> HeadOutputs:
+    """Backbone and heads of a torchvision SSD, its own transform left out."""
+    offsets, logits, *maps = networks["network"](batch.pixels)
+    return HeadOutputs(offsets, logits, reference_boxes(model.anchor_generator, batch.pixels, maps))
+
+
+def _input_size(model: Any) -> Frame:
+    width, height = model.transform.fixed_size
+    return int(height), int(width)
 
 
 def _first_head_rows(weights: Mapping[str, Tensor], head: str) -> int:
@@ -92,18 +127,6 @@ def _first_head_rows(weights: Mapping[str, Tensor], head: str) -> int:
     rows = [tensor.shape[0] for name, tensor in weights.items() if name.startswith(prefix) and name.endswith("bias")]
     # In SSDlite the depthwise part before the predicting layer has a normalisation with a bias of its own.
     return rows[-1]
-
-
-def _agree(one: Any, other: Any) -> bool:
-    """Whether two networks give made pictures the same scores and boxes, well inside what counts as equal."""
-    width, height = one.transform.fixed_size
-    pixels = torch.stack([one.transform.normalize(picture) for picture in probe_pictures(height, width)])
-    batch = Batch(pixels, ((height, width),) * 2, ((height, width),) * 2)
-    with torch.inference_mode():
-        mine, theirs = run_network(one, batch), run_network(other, batch)
-        scores = (mine.logits.softmax(dim=-1) - theirs.logits.softmax(dim=-1)).abs().amax()
-        boxes = (_all_boxes(one, mine) - _all_boxes(other, theirs)).abs().amax()
-    return float(scores) <= SCORE_DRIFT and float(boxes) <= BOX_DRIFT
 
 
 def _all_boxes(model: Any, outputs: HeadOutputs) -> Tensor:
@@ -130,15 +153,7 @@ def widen_tail(model: Any, num_classes: int, weights: Mapping[str, Tensor]) -> N
     model.head = SSDLiteHead(channels, model.anchor_generator.num_anchors_per_location(), num_classes, norm)
 
 
-def run_network(model: Any, batch: Batch) -> HeadOutputs:
-    """Backbone and heads of a torchvision SSD, its own transform left out."""
-    features = list(model.backbone(batch.pixels).values())
-    outputs = model.head(features)
-    default_boxes = reference_boxes(model.anchor_generator, batch.pixels, features)
-    return HeadOutputs(outputs["bbox_regression"].float(), outputs["cls_logits"].float(), default_boxes)
-
-
-def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Detections:
+def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any, steps: Steps | None = None) -> Detections:
     """From head outputs to detections: `SSD.postprocess_detections` for the whole batch at once.
 
     Boxes, scores, labels and their order equal torchvision's bit for bit on the CPU; equal scores, whose order
@@ -148,31 +163,28 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any) -> Det
         outputs: of B images.
         sizes: B resized frames.
         model: holds `score_thresh`, `nms_thresh`, `topk_candidates`, `detections_per_img` and `box_coder`.
+        steps: whose; None takes those of the outputs' device.
 
     Returns:
         Detections in the resized frames. `capped`: the top-k of a class or the cap of an image removed entries.
         `finite`: so were all offsets and logits of an image; otherwise it has no detections.
     """
+    steps = steps or steps_for(outputs.logits.device)
     num_images, num_anchors, num_classes = outputs.logits.shape
-    per_image = num_anchors * num_classes
-    finite = all_finite(outputs.offsets, outputs.logits)
-    usable = finite.repeat_interleave(num_anchors, output_size=num_images * num_anchors)
-    entries, scores = confident_entries(outputs.logits, usable, model.score_thresh)
-    order = best_first(entries // per_image, scores)
-    entries, scores = entries.index_select(0, order), scores.index_select(0, order)
-    images = entries // per_image
-    capped = torch.zeros(num_images, dtype=torch.bool, device=scores.device)
-
-    if entries.shape[0] > model.topk_candidates:
-        below = rank_in_segment(images * num_classes + entries % num_classes) >= model.topk_candidates
+    finite = steps.all_finite(outputs.offsets, outputs.logits)
+    usable = finite[:, None].expand(num_images, num_anchors)
+    rows, labels, scores = steps.confident_entries(outputs.logits, usable, model.score_thresh)
+    images = rows // num_anchors
+    capped = torch.zeros_like(finite)
+    segments = images * num_classes + labels
+    below = steps.beyond_limit(segments, scores, num_images * num_classes, model.topk_candidates)
+    if below is not None:
         capped = any_per_image(below, images, num_images)
         top = (~below).nonzero().squeeze(1)
-        entries, scores, images = (column.index_select(0, top) for column in (entries, scores, images))
+        rows, scores, labels, images = (column.index_select(0, top) for column in (rows, scores, labels, images))
 
-    anchors, labels = entries // num_classes, entries % num_classes
-    codes = outputs.offsets.reshape(-1, 4).index_select(0, anchors)
-    boxes = decode_boxes(model.box_coder, codes, outputs.default_boxes.index_select(0, anchors % num_anchors))
-    boxes = clip_to_frames(boxes, images, sizes)
-    keep = batched_nms(boxes, scores, labels, images, model.nms_thresh)
-    found = Detections(boxes, scores, labels, images, capped, finite)
-    return keep_best(found.select(keep), model.detections_per_img)
+    codes = outputs.offsets.reshape(-1, 4).index_select(0, rows)
+    boxes = decode_boxes(model.box_coder, codes, outputs.default_boxes.index_select(0, rows - images * num_anchors))
+    found = Candidates(clip_to_frames(boxes, images, sizes), scores, labels, images)
+    left, over = steps.survivors(found, num_images, model.nms_thresh, model.detections_per_img)
+    return Detections(left.boxes, left.scores, left.labels, left.image_index, capped | over, finite)

@@ -13,8 +13,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 
-from batchdet.engine.candidates import best_first
 from batchdet.engine.detections import Detections
+from batchdet.engine.device_steps import best_first
 from batchdet.engine.ssd import HeadOutputs
 
 OBJECTS = 7

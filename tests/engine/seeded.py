@@ -2,13 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from batchdet.engine.backends.backend import Precision, Settings
+from batchdet.engine.backends.choice import Choice
+from batchdet.engine.backends.eager import Eager
 from batchdet.engine.detector import Batch
+from batchdet.engine.families import FAMILIES
+from batchdet.engine.model_detector import ModelDetector
+from batchdet.engine.parts import Networks
+from batchdet.records import ModelInfo
 
 TWO_SIZES = ((120, 160), (240, 321))
 """Pictures that are resized differently and padded to one shape."""
@@ -55,6 +63,18 @@ def batch_of(model: Any, images: list[Tensor]) -> Batch:
     prepared, _ = model.transform(images)
     originals = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
     return Batch(prepared.tensors, tuple(prepared.image_sizes), originals)
+
+
+def eager_networks(architecture: str, model: Any, precision: Precision = "fp32") -> Networks:
+    """The model's networks as torch runs them."""
+    settings = Settings(torch.device("cpu"), 1, precision, Path("unused"))
+    return {name: Eager().load(name, part, settings) for name, part in FAMILIES[architecture].parts(model).items()}
+
+
+def eager_detector(info: ModelInfo, model: Any, precision: Precision = "fp32") -> ModelDetector:
+    """The model as a Detector, run by torch."""
+    choice = Choice(eager_networks(info.architecture, model, precision), f"torch/{precision}")
+    return ModelDetector(info, model, FAMILIES[info.architecture], choice, torch.device("cpu"))
 
 
 def _calibrate_norms(model: nn.Module, images: list[Tensor]) -> None:

@@ -11,8 +11,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from batchdet.engine.anchors import reference_boxes
+from batchdet.engine.backends.backend import Precision
 from batchdet.engine.families import FAMILIES
-from tests.engine.seeded import batch_of, pictures, seeded_model
+from tests.engine.seeded import batch_of, eager_networks, pictures, seeded_model
 
 MODELS: dict[str, str] = {
     "ssdlite320_mobilenet_v3_large": "anchor_generator",
@@ -25,21 +26,22 @@ def stock_model(architecture: str) -> nn.Module:
     return seeded_model(architecture)
 
 
-def references_of(architecture: str, autocast: torch.dtype | None) -> list[Tensor]:
+def references_of(architecture: str, precision: Precision) -> list[Tensor]:
     """What the generator gives during a pass in that precision."""
     model: Any = copy.deepcopy(stock_model(architecture))
     seen: list[Tensor] = []
     generator = model.get_submodule(MODELS[architecture])
     generator.register_forward_hook(lambda _module, _inputs, output: seen.extend(output))
-    with torch.inference_mode(), torch.autocast("cpu", autocast, enabled=autocast is not None):
-        FAMILIES[architecture].detect(model, batch_of(model, pictures((120, 160), (150, 200))))
+    with torch.inference_mode():
+        networks = eager_networks(architecture, model, precision)
+        FAMILIES[architecture].detect(model, networks, batch_of(model, pictures((120, 160), (150, 200))))
     return seen
 
 
-@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("architecture", MODELS)
-def test_references_are_bit_equal_across_precisions(architecture: str, precision: torch.dtype) -> None:
-    (full,), (half,) = references_of(architecture, None), references_of(architecture, precision)
+def test_references_are_bit_equal_across_precisions(architecture: str, precision: Precision) -> None:
+    (full,), (half,) = references_of(architecture, "fp32"), references_of(architecture, precision)
     assert half.dtype == torch.float32
     assert torch.equal(full, half)
 

@@ -30,7 +30,12 @@ def stock() -> nn.Module:
 
 
 def config(**changes: Any) -> ModelConfig:
-    values = {"reference": "model.file", "architecture": SSDLITE, "categories": CATEGORIES} | changes
+    values = {
+        "reference": "model.file",
+        "architecture": SSDLITE,
+        "categories": CATEGORIES,
+        "backend": "torch",
+    } | changes
     return ModelConfig.model_validate({name: value for name, value in values.items() if value is not None})
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from batchdet.engine.detections import Detections
 from batchdet.engine.families import FAMILIES
 from tests.engine.outputs import tie_order
-from tests.engine.seeded import TWO_SIZES, batch_of, pictures, seeded_model
+from tests.engine.seeded import TWO_SIZES, batch_of, eager_networks, pictures, seeded_model
 
 SMALL: dict[str, dict[str, Any]] = {
     "ssd300_vgg16": {},
@@ -35,7 +35,7 @@ def detect_above(architecture: str, model: nn.Module, images: list[Tensor], floo
     default, thresholds.score_thresh = thresholds.score_thresh, floor
     try:
         with torch.inference_mode():
-            return family.detect(model, batch_of(model, images))
+            return family.detect(model, eager_networks(architecture, model), batch_of(model, images))
     finally:
         thresholds.score_thresh = default
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from batchdet.engine.backends.choice import Choice
 from batchdet.engine.detector import Batch
 from batchdet.engine.memory import memory_border
-from batchdet.engine.torch_detector import TorchDetector
+from batchdet.engine.model_detector import ModelDetector
+from batchdet.engine.parts import Networks
 from batchdet.errors import OutOfMemoryError
 from batchdet.records import InputSpec, ModelInfo
 
@@ -55,7 +57,7 @@ def test_every_other_error_passes(error: Exception) -> None:
 class GreedyFamily:
     """A family whose forward pass wants more memory than there is."""
 
-    def detect(self, model: nn.Module, batch: Batch) -> Any:
+    def detect(self, model: nn.Module, networks: Networks, batch: Batch) -> Any:
         return torch.empty(1 << 50)
 
 
@@ -63,6 +65,6 @@ def test_a_detector_raises_ours() -> None:
     spec = InputSpec(None, 8, 16, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     info = ModelInfo("made", "made", ("__background__", "spot"), "sha256:0", spec)
     family: Any = GreedyFamily()
-    detector = TorchDetector(info, nn.Linear(1, 1), family, batch_images=1, autocast=None)
+    detector = ModelDetector(info, nn.Linear(1, 1), family, Choice({}, "made"), torch.device("cpu"))
     with pytest.raises(OutOfMemoryError):
         detector.detect(Batch(torch.zeros(1, 3, 8, 8), ((8, 8),), ((8, 8),)))

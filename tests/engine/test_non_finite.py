@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from batchdet.config import PolicyConfig
-from batchdet.engine.candidates import all_finite
+from batchdet.engine.backends.backend import Precision
 from batchdet.engine.checkpoint import read_input_spec
 from batchdet.engine.detector import Batch
-from batchdet.engine.families import FAMILIES
 from batchdet.engine.pipeline import detect_blocks
 from batchdet.engine.postfilter import PostFilter
-from batchdet.engine.torch_detector import TorchDetector
+from batchdet.engine.steps import DEVICE, HOST, Steps
 from batchdet.records import (
     FailedImage,
     ImageFacts,
@@ -27,7 +26,7 @@ from batchdet.records import (
     PreparedBlock,
     PreparedGroup,
 )
-from tests.engine.seeded import batch_of, pictures, seeded_model
+from tests.engine.seeded import batch_of, eager_detector, pictures, seeded_model
 
 SSDLITE, RCNN = "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"
 CATEGORIES = ("__background__", "cat", "dog", "hen", "cow")
@@ -46,9 +45,9 @@ def block_of(batch: Batch) -> PreparedBlock:
     return PreparedBlock(refs, (ImageFacts(),) * count, {}, (group,), {})
 
 
-def label(architecture: str, model: Any, batch: Batch, autocast: torch.dtype | None = None) -> list[ImageOutcome]:
+def label(architecture: str, model: Any, batch: Batch, precision: Precision = "fp32") -> list[ImageOutcome]:
     info = ModelInfo("made", architecture, CATEGORIES, "sha256:0", read_input_spec(model))
-    detector = TorchDetector(info, model, FAMILIES[architecture], len(batch.sizes), autocast)
+    detector = eager_detector(info, model, precision)
     return list(detect_blocks([block_of(batch)], detector, PostFilter(PolicyConfig(), CATEGORIES)))
 
 
@@ -104,9 +103,10 @@ def test_half_precision_that_overflows_fails_the_image(architecture: str) -> Non
     model.get_parameter(layer).data += 1e5
     batch = batch_of(model, pictures((120, 160)))
     assert codes_of(label(architecture, model, batch)) == ["labelled"]
-    assert codes_of(label(architecture, model, batch, torch.float16)) == ["non_finite"]
+    assert codes_of(label(architecture, model, batch, "fp16")) == ["non_finite"]
 
 
+@pytest.mark.parametrize("steps", [HOST, DEVICE], ids=["host", "device"])
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -115,13 +115,14 @@ def test_half_precision_that_overflows_fails_the_image(architecture: str) -> Non
         ([[3.4e38, 3.4e38], [-3.4e38, 0.0]], [True, True]),  # a sum would overflow
     ],
 )
-def test_all_finite_is_asked_of_every_tensor(values: list[list[float]], expected: list[bool]) -> None:
+def test_all_finite_is_asked_of_every_tensor(steps: Steps, values: list[list[float]], expected: list[bool]) -> None:
     tensor = torch.tensor(values)
     sound = torch.zeros(2, 3, 4)
-    assert all_finite(tensor, sound).tolist() == expected
-    assert all_finite(sound, tensor).tolist() == expected
+    assert steps.all_finite(tensor, sound).tolist() == expected
+    assert steps.all_finite(sound, tensor).tolist() == expected
 
 
-def test_no_rows_are_no_verdicts() -> None:
+@pytest.mark.parametrize("steps", [HOST, DEVICE], ids=["host", "device"])
+def test_no_rows_are_no_verdicts(steps: Steps) -> None:
     none: Tensor = torch.zeros(0, 4)
-    assert all_finite(none, none).tolist() == []
+    assert steps.all_finite(none, none).tolist() == []

@@ -1,6 +1,9 @@
 """One outcome an image, in order, whatever the block size; batches by shape; out of memory halves."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +15,9 @@ from batchdet.config import PolicyConfig
 from batchdet.engine import pipeline
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
-from batchdet.engine.pipeline import SafeBatches, StageSeconds, detect_blocks
+from batchdet.engine.pipeline import SafeBatches, detect_blocks
 from batchdet.engine.postfilter import PostFilter
+from batchdet.engine.staging import HostStager, Staged, Waiting
 from batchdet.errors import OutOfMemoryError
 from batchdet.records import (
     FailedImage,
@@ -25,7 +29,9 @@ from batchdet.records import (
     ModelInfo,
     PreparedBlock,
     PreparedGroup,
+    Span,
 )
+from batchdet.timeline import STAGES, Timeline
 
 SPEC = InputSpec(None, 8, 16, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 INFO = ModelInfo("fake", "fake", ("__background__", "spot"), "sha256:0", SPEC)
@@ -88,7 +94,8 @@ def blocks_of(kinds: list[int | None], block_images: int, scores: list[float] | 
             sizes = np.tile(np.array([height, width]), (len(positions), 1))
             groups.append(PreparedGroup(pixels, np.array(positions), sizes, sizes * 10))
         facts = tuple(ImageFacts(width=start + at) for at in range(len(part)))
-        blocks.append(PreparedBlock(refs, facts, failed, tuple(groups), {"read": 1.0, "decode": 2.0}))
+        spans = (Span("read", "host:1", 1, "reader", 0, 10**9), Span("decode", "host:1", 1, "reader", 0, 2 * 10**9))
+        blocks.append(PreparedBlock(refs, facts, failed, tuple(groups), spans))
     return blocks
 
 
@@ -204,8 +211,64 @@ def test_what_waits_is_bounded_and_oldest_first(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_stage_seconds_add_up_over_blocks() -> None:
-    seconds = StageSeconds()
-    list(detect_blocks(blocks_of([0] * 6, 2), MeanDetector(), PostFilter(PolicyConfig(), INFO.categories), seconds))
-    assert (seconds.read, seconds.decode) == (3.0, 6.0)
-    assert seconds.as_mapping().keys() == {"read", "decode", "detect", "idle"}
-    assert seconds.detect > 0
+    timeline = Timeline(keeps_spans=True)
+    list(detect_blocks(blocks_of([0] * 6, 2), MeanDetector(), PostFilter(PolicyConfig(), INFO.categories), timeline))
+    assert (timeline.seconds["read"], timeline.seconds["decode"]) == (3.0, 6.0)
+    images = {stage: [span.images for span in timeline.spans if span.stage == stage] for stage in STAGES}
+    assert images["detect"] == images["copy"] == images["forward"] == images["post_filter"] == [4, 2]
+    assert len(images["idle"]) == 4, "a wait for each block, and one for the end"
+
+
+def test_parts_of_a_detection_lie_inside_it() -> None:
+    timeline = Timeline(keeps_spans=True)
+    list(detect_blocks(blocks_of([0] * 4, 4), MeanDetector(), PostFilter(PolicyConfig(), INFO.categories), timeline))
+    spans = {span.stage: span for span in timeline.spans}
+    whole, parts = spans["detect"], [spans[stage] for stage in ("copy", "forward", "post_filter")]
+    assert whole.begin_ns <= parts[0].begin_ns
+    assert all(one.end_ns <= other.begin_ns for one, other in pairwise(parts))
+    assert parts[-1].end_ns <= whole.end_ns
+
+
+class _AheadStager:
+    """What a GPU's does, without one: a batch is made before the one ahead of it is detected."""
+
+    ahead = 1
+
+    def __init__(self) -> None:
+        self.staged: list[int] = []
+        self._inner = HostStager(torch.device("cpu"))
+
+    def stage(self, images: Sequence[Waiting]) -> Callable[[], Staged]:
+        self.staged.append(len(images))
+        staged = self._inner.stage(images)()
+        return lambda: staged
+
+
+@given(kinds_lists, st.integers(1, 9), st.integers(1, 9))
+def test_staging_ahead_changes_no_row_whatever_fits(kinds: list[int | None], batch: int, fits: int) -> None:
+    expected = rows(run(blocks_of(kinds, 7), MeanDetector(batch)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "open_stager", lambda *_, **__: nullcontext(_AheadStager()))
+        detector = MeanDetector(batch, fits=fits)
+        assert rows(run(blocks_of(kinds, 7), detector)) == expected
+    assert all(shape[0] <= fits for shape in detector.batches)
+
+
+def test_a_refusal_is_not_forgotten_for_what_was_staged_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "open_stager", lambda *_, **__: nullcontext(_AheadStager()))
+    detector = MeanDetector(8, fits=2)
+    run(blocks_of([0] * 32, 8), detector)
+    assert [count for count, *_ in detector.asked] == [8, 4, *[2] * 16]
+
+
+@pytest.mark.gpu
+def test_batches_staged_on_a_stream_of_their_own_arrive_whole() -> None:
+    class OnGpu(MeanDetector):
+        device = torch.device("cuda")
+
+        def detect(self, batch: Batch) -> Detections:
+            assert batch.pixels.is_cuda
+            return super().detect(Batch(batch.pixels.cpu(), batch.sizes, batch.original_sizes))
+
+    kinds: list[int | None] = [place % 3 for place in range(200)]
+    assert rows(run(blocks_of(kinds, 7), OnGpu())) == rows(run(blocks_of(kinds, 7), MeanDetector()))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from batchdet.engine.decode import decode
+from batchdet.engine.decode import FULL_SCALE, TURNS, DecodedImage, Turn, decode
 from batchdet.engine.prepare import GroupBuilder, prepare_block
 from batchdet.engine.resize import output_size, padded_size, resize_normalised
+from batchdet.engine.scale import full_scale, reduced_scale
 from batchdet.records import EncodedImage, FailedImage, FloatArray, ImageFacts, ImageRef, InputSpec, PixelArray
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,6 +72,16 @@ def png(pixels: PixelArray) -> bytes:
     return buffer.getvalue()
 
 
+def as_decoded(pixels: PixelArray, turn: Turn | None = None) -> DecodedImage:
+    """The upright `pixels` as a file that must be turned has them, with noise in the fourth byte."""
+    turn = turn or Turn()
+    stored = pixels.transpose(1, 0, 2) if turn.swaps_sides else pixels
+    stored = stored[:: -1 if turn.mirrors_rows else 1, :: -1 if turn.mirrors_columns else 1]
+    fourth = noise(*stored.shape[:2], seed=99)[:, :, :1]
+    height, width = pixels.shape[:2]
+    return DecodedImage(np.concatenate([stored, fourth], axis=2), FULL_SCALE, turn, width, height, None, "made")
+
+
 def encoded(name: str, data: bytes) -> EncodedImage:
     return EncodedImage(ImageRef(f"memory://{name}"), data)
 
@@ -122,14 +134,21 @@ def test_torchs_thread_count_moves_only_the_last_digits(threads: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([SMALL_RCNN, InputSpec((13, 29), 1, 1, 1, MEAN, STD)]))
-def test_any_small_picture_equals_torchvision(height: int, width: int, spec: InputSpec) -> None:
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.sampled_from([SMALL_RCNN, InputSpec((13, 29), 1, 1, 1, MEAN, STD)]),
+    st.sampled_from([Turn(), *TURNS.values()]),
+)
+def test_any_small_picture_equals_torchvision_however_it_lies(
+    height: int, width: int, spec: InputSpec, turn: Turn
+) -> None:
     size = output_size(height, width, spec)
     if min(size) == 0:
         return
     pixels = noise(height, width, seed=height * 100 + width)
     out = np.zeros((3, *padded_size(*size, spec)), np.float32)
-    resize_normalised(pixels, out[:, : size[0], : size[1]], spec)
+    resize_normalised(as_decoded(pixels, turn), out[:, : size[0], : size[1]], spec)
     expected, expected_size = stock_batch(pixels, spec)
     assert size == tuple(expected_size)
     assert out.shape == expected.shape
@@ -178,7 +197,6 @@ def test_groups_by_padded_shape_keep_order_and_failures() -> None:
     assert block.facts[0].width == 64
     assert block.facts[4].content_digest is not None
     assert block.facts[4].content_digest.startswith("sha256:")
-    assert block.seconds.keys() == {"decode"}
     assert block.nbytes == 3 * 3 * 320 * 448 * 4
 
 
@@ -202,6 +220,81 @@ def test_exif_is_applied_before_the_resize() -> None:
     block = prepare_block([encoded("turned.jpg", buffer.getvalue())], SSDLITE, NO_LIMIT)
     assert block.groups[0].original_sizes.tolist() == [[50, 30]]
     assert (block.facts[0].width, block.facts[0].height, block.facts[0].exif_orientation) == (30, 50, 6)
+
+
+# Reduced
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spec", "eighths"),
+    [
+        pytest.param(480, 640, SSDLITE, 8, id="too small"),
+        pytest.param(960, 1280, SSDLITE, 4, id="just large enough"),
+        pytest.param(959, 1280, SSDLITE, 8, id="one row too few"),
+        pytest.param(960, 959, SSDLITE, 8, id="one column too few"),
+        pytest.param(1080, 1920, SSDLITE, 4, id="1080p"),
+        pytest.param(3000, 4000, SSDLITE, 2, id="12 megapixels"),
+        pytest.param(6000, 8000, SSDLITE, 1, id="48 megapixels"),
+        pytest.param(480, 640, RCNN, 8, id="grows"),
+        pytest.param(3000, 4000, RCNN, 4, id="R-CNN"),
+        pytest.param(2000, 8000, RCNN, 2, id="longer side limits"),
+    ],
+)
+def test_the_scale_leaves_half_again_of_what_the_model_takes(
+    height: int, width: int, spec: InputSpec, eighths: int
+) -> None:
+    assert reduced_scale(spec, height, width) == eighths
+    assert full_scale(spec, height, width) == FULL_SCALE
+
+
+def four_spots(height: int, width: int) -> PixelArray:
+    """A bright spot in each quarter, near the corners."""
+    y, x = np.arange(height)[:, None, None], np.arange(width)[:, None]
+    places = [(at_y * height, at_x * width) for at_y in (0.1, 0.9) for at_x in (0.1, 0.9)]
+    spots = sum(np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / 800) for at_y, at_x in places)
+    return np.repeat((255 * spots).astype(np.uint8), 3, axis=2)
+
+
+def centres(planes: FloatArray) -> FloatArray:
+    """[4, 2] (y, x) centre of mass of each quarter's spot."""
+    grey = planes[0] - planes[0].min()
+    grey = np.maximum(grey - 0.1 * grey.max(), 0)
+    height, width = grey.shape
+    found = []
+    for top, bottom in ((0, height // 2), (height // 2, height)):
+        for left, right in ((0, width // 2), (width // 2, width)):
+            part = grey[top:bottom, left:right].astype(np.float64)
+            y, x = np.mgrid[top:bottom, left:right]
+            found.append(((y * part).sum() / part.sum(), (x * part).sum() / part.sum()))
+    return np.array(found, np.float32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("height", "width", "spec"), [(1303, 1545, OBLONG), (1083, 1541, RCNN_320)])
+def test_boxes_land_where_the_full_pictures_would(height: int, width: int, spec: InputSpec, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(four_spots(height, width)).save(buffer, "JPEG", quality=95, exif=exif)
+    images = [encoded("spots.jpg", buffer.getvalue())]
+    exact, fast = (prepare_block(images, spec, NO_LIMIT, scale) for scale in (full_scale, reduced_scale))
+    assert (exact.facts[0].decoder or "").endswith("/exact")
+    assert (fast.facts[0].decoder or "").endswith("/fast")
+    assert replace(fast.facts[0], decoder=None) == replace(exact.facts[0], decoder=None)
+    for field in ("positions", "sizes", "original_sizes"):
+        np.testing.assert_array_equal(getattr(fast.groups[0], field), getattr(exact.groups[0], field))
+    height, width = exact.groups[0].sizes[0]
+    left, right = (block.groups[0].pixels[0][:, :height, :width] for block in (exact, fast))
+    np.testing.assert_allclose(centres(right), centres(left), atol=0.02)
+
+
+def test_a_picture_too_small_to_reduce_stays_exact() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(480, 640)).save(buffer, "JPEG")
+    images = [encoded("small.jpg", buffer.getvalue()), encoded("large.png", png(noise(1200, 1300)))]
+    exact, fast = (prepare_block(images, SSDLITE, NO_LIMIT, scale) for scale in (full_scale, reduced_scale))
+    assert fast.facts == exact.facts
+    np.testing.assert_array_equal(fast.groups[0].pixels, exact.groups[0].pixels)
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")

@@ -1,0 +1,1 @@
+"""What runs a detector's networks: torch itself, or an exported graph in OpenVINO or ONNX Runtime."""
