@@ -1,18 +1,18 @@
-"""COCO mAP of detections against drawn truth, by pycocotools. Knows no model and no Parquet.
+"""COCO mAP of detections against drawn truth. Knows no model and no Parquet.
 
 Shape shorthand: T true objects, D detections of one image. Boxes are xyxy pixels of the EXIF-applied image.
 """
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import numpy.typing as npt
 
 from batchdet.records import FloatArray, IntArray
+from batchdet.training.evaluation import Found, evaluate_detections
+from batchdet.training.gold import Gold
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ class ImageFindings:
     boxes: FloatArray
     scores: FloatArray
     labels: IntArray
+
+
+_NO_FINDINGS = ImageFindings(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,77 +80,53 @@ def score_against_truth(
     strangers = sorted(findings.keys() - truth.keys())
     if strangers:
         raise ValueError(f"no truth for {len(strangers)} images with findings, e.g. {strangers[0]}")
-    numbers = {name: number for number, name in enumerate(sorted(truth), start=1)}
-    gold = _gold(truth, numbers, categories)
-    if not gold["annotations"]:
+    names = sorted(truth)
+    gold = _gold(truth, names, categories)
+    if not len(gold.boxes):
         raise ValueError("the truth holds no object: average precision is undefined")
-    rows = [row for name, found in findings.items() for row in _rows(numbers[name], found)]
-    precision = _precision(gold, rows)
-    by_category = {
-        name: _mean(precision[:, :, place])
-        for place, name in enumerate(categories[1:])
-        if (precision[:, :, place] > -1).any()
-    }
+    score = evaluate_detections(gold, _found(findings, names)).score
     return TruthScore(
-        map=_mean(precision),
-        map_50=_mean(precision[0]),
-        per_category=by_category,
-        num_images=len(truth),
-        num_objects=len(gold["annotations"]),
+        map=score.map,
+        map_50=score.map_50,
+        per_category=score.per_category,
+        num_images=score.num_images,
+        num_objects=score.num_objects,
     )
 
 
-def _gold(
-    truth: Mapping[str, ImageTruth], numbers: Mapping[str, int], categories: Sequence[str]
-) -> dict[str, list[dict[str, object]]]:
-    """The truth in COCO's own form."""
-    annotations: list[dict[str, object]] = []
-    for name, number in numbers.items():
-        for box, label in zip(truth[name].boxes.tolist(), truth[name].labels.tolist(), strict=True):
-            xywh = _xywh(box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label,
-                    "bbox": xywh,
-                    "area": xywh[2] * xywh[3],
-                    "iscrowd": 0,
-                }
-            )
-    return {
-        "images": [{"id": number} for number in numbers.values()],
-        "annotations": annotations,
-        "categories": [{"id": label, "name": name} for label, name in enumerate(categories) if label > 0],
-    }
+def _gold(truth: Mapping[str, ImageTruth], names: Sequence[str], categories: Sequence[str]) -> Gold:
+    """The truth as gold labels, which count categories without the background."""
+    boxes = _join([truth[name].boxes for name in names], np.float64, (0, 4))
+    return Gold(
+        uri="the drawn truth",
+        digest="",
+        names=tuple(names),
+        sizes=np.zeros((len(names), 2), np.int64),
+        categories=tuple(categories[1:]),
+        images=_owners([truth[name].labels for name in names]),
+        labels=_join([truth[name].labels for name in names], np.int64, (0,)) - 1,
+        boxes=boxes,
+        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+        crowd=np.zeros(len(boxes), np.bool_),
+    )
 
 
-def _rows(number: int, found: ImageFindings) -> list[dict[str, object]]:
-    triples = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    return [
-        {"image_id": number, "category_id": label, "bbox": _xywh(box), "score": score} for box, score, label in triples
-    ]
+def _found(findings: Mapping[str, ImageFindings], names: Sequence[str]) -> Found:
+    found = [findings.get(name, _NO_FINDINGS) for name in names]
+    scores = _join([image.scores for image in found], np.float32, (0,))
+    return Found(
+        images=_owners([image.labels for image in found]),
+        labels=_join([image.labels for image in found], np.int64, (0,)) - 1,
+        boxes=_join([image.boxes for image in found], np.float32, (0, 4)),
+        scores=scores,
+        accepted=np.ones(len(scores), np.bool_),
+    )
 
 
-def _xywh(box: Sequence[float]) -> list[float]:
-    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+def _owners(labels: Sequence[IntArray]) -> IntArray:
+    """The place of the image of each object."""
+    return np.repeat(np.arange(len(labels)), [len(image) for image in labels])
 
 
-def _precision(gold: dict[str, list[dict[str, object]]], rows: list[dict[str, object]]) -> FloatArray:
-    """Precision [IoU, recall, category] over objects of every size, at most 100 detections an image; -1: undefined."""
-    shape = (10, 101, len(gold["categories"]))
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {"info": {}, **gold}
-        coco.createIndex()
-        if not rows:
-            return np.zeros(shape, np.float32)
-        evaluation = COCOeval(coco, coco.loadRes(rows), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision: FloatArray = evaluation.eval["precision"][:, :, :, 0, -1].astype(np.float32)
-    return precision
-
-
-def _mean(precision: FloatArray) -> float:
-    return float(precision[precision > -1].mean())
+def _join(parts: Sequence[npt.NDArray[Any]], dtype: type, empty: tuple[int, ...]) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(empty, dtype), *parts]).astype(dtype, copy=False)
