@@ -1,112 +1,56 @@
-"""From JPEG files to committed detections: batchdet, the recipe people write today, and the network alone.
+"""From JPEG files to committed detections: batchdet, what people write today, and the network alone.
 
 Every contender runs as a command of its own, in turn, on two data set sizes; the difference gives seconds per image
-without start-up. Then the detections are compared: they must be the same.
+without start-up. Then the detections are compared: they must be the same. About 8 minutes a size and round on two
+cores. FiftyOne's `apply_model` is not among the peers: installing FiftyOne downloads MongoDB from its makers.
 
-Run: python -m tests.benchmarks.end_to_end [--images DIR] [--rounds 3] [--quick]
+Run: python -m tests.benchmarks.end_to_end [--images DIR] [--size 640x480 …] [--rounds 3] [--quick]
 """
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks.photographs import as_tensors, load_jpegs, write_folder
-from tests.benchmarks.process_tree import Cost, run_measured
-from tests.benchmarks.same_rows import Rows, compare, read_rows
-from tests.benchmarks.stand_in import ARCHITECTURE, CATEGORIES, FLOOR, save_stand_in
-
-IMAGES_PER_SHARD = 50
-CALIBRATION_IMAGES = 24
-QUICK_SHRINKING = 10
-VERSIONS = ("torch", "torchvision", "ray", "pyarrow", "pillow", "numpy")
-RECIPE, THRESHOLD_SET, ON_RAY, WITHOUT_RAY, NETWORK = (
-    "recipe",
-    "recipe, threshold set",
-    "batchdet --ray local",
-    "batchdet --ray off",
-    "network alone",
+from tests.benchmarks.contenders import (
+    NETWORK,
+    ON_RAY,
+    PICTURE_COST,
+    RECIPE,
+    THRESHOLD_SET,
+    WITHOUT_RAY,
+    Contender,
+    contenders,
+    read_variants,
 )
+from tests.benchmarks.photographs import SIZES, as_tensors, load_jpegs, write_folder
+from tests.benchmarks.process_tree import Cost, run_measured
+from tests.benchmarks.report import (
+    add_common_flags,
+    describe_machine,
+    pin,
+    print_results,
+    print_table,
+    ratios,
+    spread,
+)
+from tests.benchmarks.same_rows import Rows, compare, read_rows
+from tests.benchmarks.stand_in import FLOOR, save_stand_in
 
-Command = Callable[[Path, Path], list[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One way to label.
-
-    Attributes:
-        sizes: images of the small and the large data set; both keep every process busy to the end.
-        command: from the folders of images and output.
-    """
-
-    name: str
-    sizes: tuple[int, int]
-    command: Command
+CALIBRATION_IMAGES = 24
+QUICK_FACTOR = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Marginal seconds per image, one value a round."""
+    """Marginal seconds per image, one value a round; `start` is what the first image costs more."""
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
     start: float
-
-    @property
-    def wall_median(self) -> float:
-        """The median round."""
-        return statistics.median(self.wall)
-
-    @property
-    def cpu_median(self) -> float:
-        """The median round."""
-        return statistics.median(self.cpu)
-
-
-def contenders(weights: Path, cores: int) -> list[Contender]:
-    """The contenders, with sizes that take each about half a minute on two cores."""
-
-    def recipe(*flags: str) -> Command:
-        script = ["-m", "tests.benchmarks.recipe"]
-        return lambda images, output: [*script, str(images), str(output), str(weights), "--cpus", str(cores), *flags]
-
-    def batchdet(ray: str) -> Command:
-        return lambda images, output: _batchdet(images, output, weights, ray, cores)
-
-    def network(images: Path, _output: Path) -> list[str]:
-        count = len(list(images.iterdir()))
-        return ["-m", "tests.benchmarks.forward", str(weights), str(count), "--processes", str(cores)]
-
-    return [
-        Contender(RECIPE, (60, 300), recipe()),
-        Contender(THRESHOLD_SET, (100, 600), recipe("--score-threshold", str(FLOOR))),
-        Contender(ON_RAY, (200, 1400), batchdet("local")),
-        Contender(WITHOUT_RAY, (200, 1400), batchdet("off")),
-        Contender(NETWORK, (200, 1400), network),
-    ]
-
-
-def _batchdet(images: Path, output: Path, weights: Path, ray: str, cores: int) -> list[str]:
-    settings = {
-        "model.architecture": ARCHITECTURE,
-        "model.categories": json.dumps(CATEGORIES),
-        "model.score_floor": FLOOR,
-        "plan.images_per_shard": IMAGES_PER_SHARD,
-        "cluster.gpus_per_labeller": 0,
-        "cluster.labellers": cores,
-    }
-    flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
-    places = ["--source", str(images), "--output", str(output), "--model", str(weights)]
-    return ["-m", "batchdet", "label", *places, "--ray", ray, *flags]
 
 
 class Bench:
@@ -116,28 +60,45 @@ class Bench:
         self._folder = folder
         self._jpegs = jpegs
 
-    def measure(self, contender: Contender, size: int, round_number: int) -> Cost:
-        """One run, its output kept under its name and size."""
+    def measure(self, contender: Contender, size: int, round_number: int, *flags: str) -> Cost:
+        """One run, its output kept under its name and size, what it says beside it."""
         images = self._folder / "images" / str(size)
         if not images.exists():
             write_folder(self._jpegs, images, size)
         output = self.output(contender.name, size, round_number)
         output.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, *contender.command(images, output)]
+        command = [sys.executable, *contender.command(images, output), *flags]
         # The threads of all processes together are as many as cores only where each library is told.
-        environment = {"CUDA_VISIBLE_DEVICES": "", "RAY_USAGE_STATS_ENABLED": "0"}
-        cost = run_measured(command, environment, output.with_suffix(".log"))
+        environment = {
+            "CUDA_VISIBLE_DEVICES": "",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "XDG_CACHE_HOME": str(self._folder / "cache"),
+        }
+        cost = run_measured(command, environment, self._log(output))
         _say(f"{contender.name}, {size} images: {cost.wall:.1f} s, {cost.cpu:.1f} s of CPU")
         return cost
+
+    def profile(self, contender: Contender) -> str:
+        """What one more run on the larger data set says of its stages."""
+        size, number = contender.sizes[1], -1
+        self.measure(contender, size, number, "--profile")
+        lines = self._log(self.output(contender.name, size, number)).read_text().splitlines()
+        first = next(place for place, line in enumerate(lines) if line.startswith("stage "))
+        last = next(place for place, line in enumerate(lines) if line.startswith("labellers: ") and place > first)
+        return "\n".join(lines[first : last + 1])
 
     def output(self, name: str, size: int, round_number: int) -> Path:
         """Where a run writes."""
         return self._folder / "output" / f"{name.replace(' ', '_')}-{size}-{round_number}"
 
+    @staticmethod
+    def _log(output: Path) -> Path:
+        return output.with_suffix(".log")
+
     def rows(self, contender: Contender) -> dict[str, Rows]:
         """Detections of the first round on the larger data set."""
         output = self.output(contender.name, contender.sizes[1], 0)
-        if contender.name in (ON_RAY, WITHOUT_RAY):
+        if contender.is_batchdet:
             return read_rows(output.glob("detections/run_id=*/shard-*.parquet"), "image_uri")
         return read_rows(output.glob("*.parquet"), "path")
 
@@ -161,73 +122,85 @@ def _slope(sizes: tuple[int, int], small: list[Cost], large: list[Cost]) -> Resu
     return Result(walls, cpus, statistics.median(short.wall for short in small) - sizes[0] * wall)
 
 
-def table(results: dict[str, Result]) -> str:
-    """The ratios as Markdown."""
-    lines = [
-        "| | wall ms/image | CPU ms/image | × the recipe | × with its threshold set | share of the network's speed "
-        "| start-up s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def show(results: dict[str, Result]) -> None:
+    """The times, and the ratios of runs that took turns, as Markdown."""
+    references = [name for name in (RECIPE, THRESHOLD_SET, NETWORK) if name in results]
+    rows = []
     for name, result in results.items():
-        times = [f"{result.wall_median * 1e3:.1f}", f"{result.cpu_median * 1e3:.1f}"]
-        ratios = [results[other].wall_median / result.wall_median for other in (RECIPE, THRESHOLD_SET, NETWORK)]
-        cells = [name, *times, *(f"{ratio:.1f}" for ratio in ratios[:2]), f"{ratios[2]:.0%}", f"{result.start:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        times = [spread([second * 1e3 for second in seconds], ".1f") for seconds in (result.wall, result.cpu)]
+        against = [spread(ratios(results[other].wall, result.wall), ".1f", "×") for other in references]
+        rows.append([name, *times, *against, f"{result.start:.1f}"])
+    columns = [f"speed / {name}" for name in references]
+    print_table(["", "wall ms/image", "CPU ms/image", *columns, "start-up s"], rows)
 
 
-def check_rows(bench: Bench, entrants: list[Contender]) -> bool:
-    """Compare every labelling with the recipe's, above the floor; whether all are the same."""
-    by_name = {one.name: one for one in entrants}
-    stock = bench.rows(by_name[RECIPE])
+def numbers(results: dict[str, Result], size: str) -> dict[str, float]:
+    """What `goals` asks about: how many times faster than the peers, and what Ray adds."""
+    found = {}
+    for name, result in results.items():
+        for peer in (RECIPE, THRESHOLD_SET):
+            if name.startswith(ON_RAY) and peer in results:
+                found[f"{size}: {name} / {peer}"] = statistics.median(ratios(results[peer].wall, result.wall))
+    if ON_RAY in results and WITHOUT_RAY in results:
+        more = ratios(results[ON_RAY].cpu, results[WITHOUT_RAY].cpu)
+        found[f"{size}: CPU of Ray over none"] = statistics.median(more) - 1
+    return found
+
+
+def check_rows(bench: Bench, entrants: Sequence[Contender]) -> bool:
+    """Compare every labelling with the recipe's, above the floor; whether all that must be are the same."""
+    by_name = {one.name: one for one in entrants if one.name != NETWORK}
+    stock = by_name.pop(RECIPE, None)
+    if stock is None:
+        return True
+    rows = bench.rows(stock)
     same = True
-    for name in (THRESHOLD_SET, ON_RAY, WITHOUT_RAY):
-        shared = min(by_name[name].sizes[1], by_name[RECIPE].sizes[1])
+    for name, contender in by_name.items():
+        shared = min(contender.sizes[1], stock.sizes[1])
         names = {f"{number:06d}.jpg" for number in range(shared)}
-        agreement = compare(bench.rows(by_name[name]), stock, names, FLOOR)
-        print(f"{name} against the recipe: {agreement.describe()}")
-        same = same and not agreement.different
+        agreement = compare(bench.rows(contender), rows, names, FLOOR)
+        print(f"{name} against the recipe: {agreement.describe()}\n", flush=True)
+        same = same and not (contender.is_exact and agreement.different)
     return same
 
 
-def describe_machine(cores: int) -> str:
-    """Hardware, versions and date in one line."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
-    today = datetime.now(UTC).date().isoformat()
-    return f"{cores} cores of {model or platform.machine()}, Python {platform.python_version()}, {versions}, {today}"
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_flags(parser, cores=2)
     parser.add_argument("--images", type=Path, help="a folder of photographs; default: drawn scenes")
-    parser.add_argument("--rounds", type=int, default=1, help="the table shows medians")
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--size", action="append", choices=list(SIZES), help="default: 640x480")
     parser.add_argument("--only", action="append", help="a contender by name; the others are left out")
-    parser.add_argument("--quick", action="store_true", help="so few images that only the detections mean anything")
+    parser.add_argument("--variant", action="append", default=[], help="batchdet with settings: NAME:field=value,…")
     parser.add_argument("--keep", type=Path, help="make the data sets and outputs in this new folder, and keep them")
-    options = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+    options = parser.parse_args(argv)
+    pin(options.cores)
     with tempfile.TemporaryDirectory(prefix="batchdet-benchmark-") as made:
-        raise SystemExit(run(options, options.keep or Path(made)))
+        folders = {size: (options.keep or Path(made)) / size for size in options.size or ["640x480"]}
+        print(f"{describe_machine(options.cores)}\n")
+        same = [_run_size(options, size, folder) for size, folder in folders.items()]
+    return 0 if all(same) else 1
 
 
-def run(options: argparse.Namespace, folder: Path) -> int:
-    """The whole benchmark; the exit code."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jpegs = load_jpegs(options.images)
+def _run_size(options: argparse.Namespace, size: str, folder: Path) -> bool:
+    """One size of pictures; whether the detections are the same."""
+    folder.mkdir(parents=True)
+    jpegs = load_jpegs(options.images, size)
     step = max(1, len(jpegs) // CALIBRATION_IMAGES)
     weights = save_stand_in(as_tensors(jpegs[::step][:CALIBRATION_IMAGES]), folder / "stand-in.safetensors")
-    entrants = [one for one in contenders(weights, options.cores) if not options.only or one.name in options.only]
-    if options.quick:
-        shrink = QUICK_SHRINKING
-        entrants = [Contender(e.name, (e.sizes[0] // shrink, e.sizes[1] // shrink), e.command) for e in entrants]
+    entrants = contenders(weights, options.cores, read_variants(options.variant))
+    factor = PICTURE_COST[size] * (QUICK_FACTOR if options.quick else 1)
+    entrants = [one.scaled(factor) for one in entrants if not options.only or one.name in options.only]
     bench = Bench(folder, jpegs)
-    results = measure_all(bench, entrants, options.rounds)
-    print(describe_machine(options.cores))
-    print(table(results))
-    return 0 if check_rows(bench, entrants) else 1
+    results = measure_all(bench, entrants, 1 if options.quick else options.rounds)
+    print(f"## {size}\n")
+    show(results)
+    same = check_rows(bench, entrants)
+    for contender in entrants:
+        if contender.is_batchdet:
+            print(f"Stages of {contender.name}:\n```\n{bench.profile(contender)}\n```\n", flush=True)
+    print_results(numbers(results, size))
+    return same
 
 
 def _say(line: str) -> None:
@@ -235,4 +208,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

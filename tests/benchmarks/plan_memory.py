@@ -1,25 +1,28 @@
-"""Plan a made listing of N keys and print peak memory and keys a second: `python -m tests.benchmarks.plan_memory`.
+"""Plan a made listing of N keys: CPU, keys a second and peak memory. Knows no images; the output is a temporary folder.
 
-Knows no images: the listing is computed, the output is a temporary folder.
+Run: python -m tests.benchmarks.plan_memory
 """
 
 import argparse
-import json
+import collections
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchdet.config import PlanConfig
-from batchdet.records import InputSpec, ModelInfo
+from batchdet.records import InputSpec, ModelInfo, PlanCounts
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.plan import PlanHeader, new_run_id
 from batchdet.storage.planning import make_plan
 from batchdet.storage.schema import KNOWN, LISTING
+from tests.benchmarks.report import print_results
 
 BATCH = 10_000
 MODEL = ModelInfo(
@@ -29,20 +32,20 @@ MODEL = ModelInfo(
 
 
 def made_listing(keys: int, changed_every: int = 0) -> Iterator[pa.RecordBatch]:
-    """A listing in scattered order, with keys of about 80 bytes and etags of 32."""
+    """A listing in scattered order, with keys of about 80 bytes and etags of 32, made column by column."""
     for begin in range(0, keys, BATCH):
         numbers = np.arange(begin, min(begin + BATCH, keys), dtype=np.uint64)
         scattered = (numbers * np.uint64(2_654_435_761)) % np.uint64(1 << 32)
         changed = (numbers % np.uint64(changed_every) == 0) if changed_every else np.zeros(len(numbers), bool)
+        digits = pc.cast(pa.array(scattered), pa.string())
+        camera = pc.utf8_lpad(pc.cast(pa.array(scattered % np.uint64(97)), pa.string()), 2, "0")
+        trap, image, etag = (pc.utf8_lpad(digits, width, "0") for width in (10, 12, 30))
         yield pa.record_batch(
             [
-                pa.array(
-                    [
-                        f"s3://photos-eu-west/2026/camera-{n % 97:02d}/trap/{n:010d}/IMG_{n:012d}.JPG"
-                        for n in scattered.tolist()
-                    ]
+                pc.binary_join_element_wise(
+                    "s3://photos-eu-west/2026/camera-", camera, "/trap/", trap, "/IMG_", image, ".JPG", ""
                 ),
-                pa.array([f"{n:030x}{int(c):02x}" for n, c in zip(scattered.tolist(), changed.tolist(), strict=True)]),
+                pc.binary_join_element_wise(etag, pc.if_else(pa.array(changed), "01", "00"), ""),
                 pa.array(scattered.astype(np.int64)),
                 pa.array(np.full(len(numbers), 1_767_225_600_000_000), pa.timestamp("us", tz="UTC")),
             ],
@@ -59,27 +62,65 @@ def made_known(keys: int) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_arrays([*batch.columns, status, run], schema=KNOWN)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keys", type=int, default=10_000_000)
-    parser.add_argument("--known", type=int, default=0)
-    options = parser.parse_args()
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one plan took: `cpu_s` of all threads of this process, without the making of the listings; resident MiB."""
+
+    keys: int
+    known: int
+    counts: PlanCounts
+    cpu_s: float
+    wall_s: float
+    peak_mib: float
+    before_mib: float
+
+
+def measure(keys: int, known: int) -> Cost:
+    """Plan a made listing against a made complete run of `known` images."""
     before = peak_mib()
+    changed_every = 10 if known else 0
+    begun = time.process_time()
+    for batches in (made_listing(keys, changed_every), made_known(known)):
+        collections.deque(batches, maxlen=0)
+    making = time.process_time() - begun
     with tempfile.TemporaryDirectory() as folder:
         header = PlanHeader(
             new_run_id(datetime.now(UTC)), "made", None, datetime.now(UTC), MODEL, "{}", "sha256:0", "{}", "{}"
         )
-        listing = made_listing(options.keys, changed_every=10 if options.known else 0)
-        begun = time.perf_counter()
-        plan = make_plan(open_store(folder, {}), header, listing, made_known(options.known), PlanConfig())
-        seconds = time.perf_counter() - begun
-    print(json.dumps({
-        "keys": options.keys, "known": options.known, "shards": plan.num_shards, "seconds": round(seconds, 1),
-        "keys_per_second": round(options.keys / seconds), "peak_mib": round(peak_mib()),
-        "peak_mib_before": round(before),
-        "num_new": plan.counts.num_new, "num_changed": plan.counts.num_changed,
-        "num_failed_retry": plan.counts.num_failed_retry, "num_unchanged": plan.counts.num_unchanged,
-    }))  # fmt: skip
+        listing = made_listing(keys, changed_every)
+        cpu, wall = time.process_time(), time.perf_counter()
+        plan = make_plan(open_store(folder, {}), header, listing, made_known(known), PlanConfig())
+        spent = time.process_time() - cpu - making, time.perf_counter() - wall
+    return Cost(keys, known, plan.counts, *spent, peak_mib(), before)
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """The costs as Markdown."""
+    lines = [
+        "| keys | known | planned | CPU µs/key | keys/s per core | wall s | peak MiB | of it before |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one.keys:,} | {one.known:,} | {one.counts.num_planned:,} | {one.cpu_s / one.keys * 1e6:.2f} "
+        f"| {one.keys / one.cpu_s:,.0f} | {one.wall_s:.1f} | {one.peak_mib:.0f} | {one.before_mib:.0f} |"
+        for one in costs
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--known", type=int, help="plan against so many only; default: against none, then against all")
+    options = parser.parse_args(argv)
+    known = [0, options.keys] if options.known is None else [options.known]
+    costs = [measure(options.keys, number) for number in known]
+    print(table(costs))
+    print_results({
+        "keys a second": costs[0].keys / costs[0].cpu_s,
+        "keys a second, against known": costs[-1].keys / costs[-1].cpu_s,
+        "peak MiB": max(one.peak_mib for one in costs),
+    })  # fmt: skip
 
 
 def peak_mib() -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from batchdet.demo.shipped import shipped_model
 from batchdet.engine.ssd import run_network
-from tests.engine.seeded import batch_of
+from tests.engine.seeded import batch_of, eager_networks
 
 ARCHITECTURE = "ssdlite320_mobilenet_v3_large"
 CATEGORIES = ("__background__", *(f"category-{label:02d}" for label in range(1, 91)))
@@ -60,8 +60,9 @@ def _multiply(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fit_background(model: nn.Module, pictures: list[Tensor]) -> None:
     """Move the background's bias until CONFIDENT scores a picture pass the floor."""
+    networks = eager_networks(ARCHITECTURE, model)
     with torch.inference_mode():
-        logits = torch.cat([run_network(model, batch_of(model, [picture])).logits for picture in pictures])
+        logits = torch.cat([run_network(model, networks, batch_of(model, [picture])).logits for picture in pictures])
     low, high = -20.0, 20.0
     while high - low > 0.01:
         bias = (low + high) / 2
