@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,15 +26,24 @@ _SECRET = re.compile(
     r"connectionstring|credential|^key$"
 )
 
+EXACT_SETTINGS = {"reading.decode": "exact", "model.precision": "fp32"}
+"""Fields that may change pixels or arithmetic, and the value with which rows are torchvision's own."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+BackendName = Literal["auto", "torch", "openvino", "onnxruntime"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a job: frozen, unknown keys refused, a docstring under each field."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ModelConfig(_Section):
+Config = TypeVar("Config", bound=Section)
+
+
+class ModelConfig(Section):
     """Which detector labels the images."""
 
     reference: str = Field(min_length=1)
@@ -46,11 +56,11 @@ class ModelConfig(_Section):
     """Candidates at or below it are not stored."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Arithmetic of the forward pass; anything but fp32 moves scores."""
-    backend: Literal["auto", "torch"] = "auto"
-    """What runs the forward pass."""
+    backend: BackendName = "auto"
+    """What runs the forward pass; `auto`: the fastest installed that gives torch's numbers, on a GPU torch."""
 
 
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """Which candidates are accepted. Recorded with the run."""
 
     score_threshold: Fraction = 0.5
@@ -77,7 +87,7 @@ class PolicyConfig(_Section):
         return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
 
 
-class PlanConfig(_Section):
+class PlanConfig(Section):
     """How the listing is cut into shards."""
 
     images_per_shard: Positive = 4096
@@ -92,18 +102,19 @@ class PlanConfig(_Section):
     """Listed size above which an image is refused unread."""
 
 
-class ReadingConfig(_Section):
+class ReadingConfig(Section):
     """How bytes become pixels."""
 
     block_images: Positive = 32
     """Images fetched and decoded together."""
     prefetch_blocks: Positive = 4
     """Blocks a labeller keeps in flight ahead of its detector."""
-    decode: Literal["exact"] = "exact"
-    """`exact` feeds the detector the pixels that torchvision's own transform would."""
+    decode: Literal["exact", "fast"] = "exact"
+    """`exact` feeds the detector the pixels that torchvision's own transform would; `fast` decodes large JPEGs reduced,
+    which moves scores and boxes."""
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """What the job takes of a Ray cluster."""
 
     labellers: Literal["auto"] | Positive = "auto"
@@ -118,7 +129,7 @@ class ClusterConfig(_Section):
     """Where images are read: the labeller's own threads, or Ray tasks anywhere; `auto`: tasks for GPU labellers."""
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """When a run gives up."""
 
     max_failure_rate: Fraction = 0.05
@@ -127,7 +138,7 @@ class LimitsConfig(_Section):
     """Times a shard may lose its labeller, or a block its reader, before it is bisected to the image that kills it."""
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """fsspec storage options. Secrets belong in the environment, and are refused here."""
 
     source: dict[str, Any] = Field(default_factory=dict)
@@ -142,7 +153,7 @@ class StorageConfig(_Section):
         return self
 
 
-class JobConfig(_Section):
+class JobConfig(Section):
     """One labelling job."""
 
     source: str = Field(min_length=1)
@@ -167,9 +178,7 @@ class JobConfig(_Section):
     @model_validator(mode="after")
     def _refuse_passwords(self) -> "JobConfig":
         places = {"source": self.source, "output": self.output, "model.reference": self.model.reference}
-        for field, uri in places.items():
-            if _PASSWORD.match(uri):
-                raise ValueError(f"{field} holds a password; put credentials in the environment instead")
+        refuse_passwords(places)
         return self
 
     @model_validator(mode="after")
@@ -187,13 +196,41 @@ class JobConfig(_Section):
         return self
 
 
+class _PolicyFile(Section):
+    policy: PolicyConfig
+
+
+def refuse_passwords(uris: Mapping[str, str]) -> None:
+    """Keep secrets out of what is recorded and shown.
+
+    Args:
+        uris: by field.
+
+    Raises:
+        ValueError: one carries a user's password; names its field.
+    """
+    for field, uri in uris.items():
+        if _PASSWORD.match(uri):
+            raise ValueError(f"{field} holds a password; put credentials in the environment instead")
+
+
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def load_job(path: str | Path | None, overrides: dict[str, Any]) -> JobConfig:
-    """Build the job from a YAML file and overriding values by dotted path (`policy.score_threshold`).
+    """The labelling job of a file and overriding values; see `load_config`."""
+    return load_config(JobConfig, path, overrides)
+
+
+def load_config(form: type[Config], path: str | Path | None, overrides: dict[str, Any]) -> Config:
+    """Build a job from a YAML file and overriding values by dotted path (`policy.score_threshold`).
+
+    Args:
+        form: the kind of job.
+        path: the file; None where the overrides say it all.
+        overrides: dotted path to value.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is out of range; names the field.
@@ -202,20 +239,34 @@ def load_job(path: str | Path | None, overrides: dict[str, Any]) -> JobConfig:
     for dotted, value in overrides.items():
         _set_dotted(tree, dotted, value)
     try:
-        return JobConfig.model_validate(tree)
+        return form.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_first_problem(error, tree)) from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def load_policy(path: str | Path) -> PolicyConfig:
+    """Read a policy file: the fields of a job's `policy` section, by themselves or under `policy:`.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is out of range; names both.
+    """
+    tree = _read_yaml(Path(path), "policy file")
+    tree = tree if set(tree) == {"policy"} else {"policy": tree}
+    try:
+        return _PolicyFile.model_validate(tree).policy
+    except ValidationError as error:
+        raise ConfigError(f"policy file {path}: {_first_problem(error, tree)}") from error
+
+
+def _read_yaml(path: Path, kind: str = "job file") -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"job file {path}: {error.strerror or error}") from error
+        raise ConfigError(f"{kind} {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"job file {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{kind} {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"job file {path}: expected fields such as `source:`, got {type(tree).__name__}")
+        raise ConfigError(f"{kind} {path}: expected fields, got {type(tree).__name__}")
     return tree
 
 

@@ -11,13 +11,17 @@ BatchdetError
 ├── StorageError               one object or folder could not be read or written
 │   ├── TransientStorageError  throttling, resets, time-outs: worth another try
 │   ├── NotFoundError          no such bucket, key or file
-│   └── AccessDeniedError      credentials missing or without the right
+│   ├── AccessDeniedError      credentials missing or without the right
+│   └── ConflictError          somebody else wrote it meanwhile
 ├── DecodeError                the bytes of one image are not a picture; becomes a failed row
 ├── OutOfMemoryError           the device refused a batch; the pipeline halves it
 ├── RunError                   the run did not end complete; exit 1
 │   ├── OpenShardsError        some shards have no commit marker
 │   ├── FailureRateError       more images failed than limits.max_failure_rate allows
-│   └── InterruptedRunError    Ctrl-C or SIGTERM
+│   ├── InterruptedRunError    Ctrl-C or SIGTERM
+│   └── DivergedError          a training's loss is no longer a number
+├── GateError                  a model is not promoted: it measures worse than the live one; exit 3
+├── DriftError                 pseudo-labels are unlike gold; exit 3
 └── AuditError                 the receipt does not add up; exit 3
 """
 
@@ -70,7 +74,8 @@ class StorageError(BatchdetError):
     Attributes:
         uri: the object or folder.
         reason: one line, without secrets.
-        code: stable word for a failed row: `storage_error`, `transient`, `not_found`, `access_denied`.
+        code: stable word for a failed row: `storage_error`, `transient`, `not_found`, `access_denied`,
+            `conflict`.
     """
 
     code: ClassVar[str] = "storage_error"
@@ -100,6 +105,12 @@ class AccessDeniedError(StorageError):
     """Credentials are missing or lack the right."""
 
     code = "access_denied"
+
+
+class ConflictError(StorageError):
+    """The object is there already, or is not what it was when it was read: nothing was written."""
+
+    code = "conflict"
 
 
 class DecodeError(BatchdetError):
@@ -137,6 +148,22 @@ class FailureRateError(RunError):
 
 class InterruptedRunError(RunError):
     """Ctrl-C or SIGTERM ended the run."""
+
+
+class DivergedError(RunError):
+    """A loss or a gradient of a training is no longer a finite number; names the images of the batch."""
+
+
+class GateError(BatchdetError):
+    """A model is not promoted: it measures worse than the live one."""
+
+    exit_code = 3
+
+
+class DriftError(BatchdetError):
+    """The pseudo-labels have far more or fewer boxes than gold labels do."""
+
+    exit_code = 3
 
 
 class AuditError(BatchdetError):

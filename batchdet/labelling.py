@@ -4,23 +4,24 @@
 are labelled: `InlineRunner` here, `batchdet.cluster.driver.RayRunner` on a cluster.
 """
 
+import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
 from batchdet.config import ClusterConfig, JobConfig
 from batchdet.engine.checkpoint import load_detector
-from batchdet.engine.pipeline import SafeBatches, StageSeconds, detect_blocks
+from batchdet.engine.pipeline import SafeBatches, detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import ConfigError, InterruptedRunError, StorageError
+from batchdet.profiling import write_trace
 from batchdet.progress import Progress
 from batchdet.reading import BlockSource, ThreadBlocks
 from batchdet.records import FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
@@ -28,6 +29,9 @@ from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan, read_shard
 from batchdet.storage.registry import fetch_model
+from batchdet.timeline import Timeline, now_ns
+
+_log = logging.getLogger(__name__)
 
 SHARDS_IN_FLIGHT = 2
 """Shards a labeller holds: while one is detected, the next is already read, or the last still committed."""
@@ -35,10 +39,15 @@ SHARDS_IN_FLIGHT = 2
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a labeller anywhere needs to label any shard of a run; small, and goes by pickle."""
+    """What a labeller anywhere needs to label any shard of a run; small, and goes by pickle.
+
+    Attributes:
+        profile: write the time line of each shard to the output.
+    """
 
     job: JobConfig
     plan: RunPlan
+    profile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +93,17 @@ class ShardLabeller:
         files = fetch_model(job.model.reference, job.storage.source)
         self._stopping = threading.Event()
         self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
-        self._detector = self._detecting.submit(load_detector, job.model, files, hardware.device).result()
+        self._detector = self._detecting.submit(
+            load_detector, job.model, files, hardware.device, hardware.threads
+        ).result()
         self._safe = SafeBatches()
+        self._detected_ns: int | None = None
         self._postfilter = PostFilter(job.policy, self._detector.info.categories, job.model.score_floor)
+
+    @property
+    def backend(self) -> str:
+        """What computes the detections, its version and its arithmetic."""
+        return self._detector.backend
 
     def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
         """Label one shard and commit it.
@@ -100,23 +117,41 @@ class ShardLabeller:
         """
         shard = read_shard(self._output, self._context.plan, shard_id)
         poison = poison or {}
-        outcomes, seconds = self.detect([ref for ref in shard.images if ref.uri not in poison])
+        timeline = Timeline(keeps_spans=self._context.profile)
+        outcomes = self.detect([ref for ref in shard.images if ref.uri not in poison], timeline)
         by_uri = {outcome.ref.uri: outcome for outcome in outcomes} | dict(poison)
-        started = time.perf_counter()
-        report = self._ledger.commit(self._context.plan, shard, [by_uri[ref.uri] for ref in shard.images])
-        seconds["commit"] = time.perf_counter() - started
-        return replace(report, seconds=seconds)
+        images = [by_uri[ref.uri] for ref in shard.images]
+        report = self._ledger.commit(self._context.plan, shard, images, self._detector.backend, timeline)
+        if self._context.profile:
+            self._write_trace(shard_id, timeline)
+        return report
 
-    def detect(self, refs: Sequence[ImageRef]) -> tuple[list[ImageOutcome], dict[str, float]]:
-        """Read and label images without committing; outcomes in order, and busy seconds by stage."""
+    def _write_trace(self, shard_id: int, timeline: Timeline) -> None:
+        """Keep a profiled shard's time line; the shard is committed, with or without it."""
+        try:
+            write_trace(self._output, self._context.plan.run_id, shard_id, timeline.spans)
+        except StorageError as error:
+            _log.warning("no time line of shard %d: %s", shard_id, error)
+
+    def detect(self, refs: Sequence[ImageRef], timeline: Timeline | None = None) -> list[ImageOutcome]:
+        """Read and label images without committing; outcomes in order.
+
+        Args:
+            refs: the images.
+            timeline: added to, when given.
+        """
+        timeline = Timeline() if timeline is None else timeline
         with self._source.blocks(refs, self._detector.info.input_spec) as blocks:
-            return self._detecting.submit(self._detect, blocks).result()
+            return self._detecting.submit(self._detect, blocks, timeline).result()
 
-    def _detect(self, blocks: Iterator[PreparedBlock]) -> tuple[list[ImageOutcome], dict[str, float]]:
-        seconds = StageSeconds()
-        until_stopped = self._until_stopped(blocks)
-        outcomes = list(detect_blocks(until_stopped, self._detector, self._postfilter, seconds, self._safe))
-        return outcomes, seconds.as_mapping()
+    def _detect(self, blocks: Iterator[PreparedBlock], timeline: Timeline) -> list[ImageOutcome]:
+        if self._detected_ns is not None:
+            timeline.record("between_shards", self._detected_ns, now_ns())
+        try:
+            until_stopped = self._until_stopped(blocks)
+            return list(detect_blocks(until_stopped, self._detector, self._postfilter, timeline, self._safe))
+        finally:
+            self._detected_ns = now_ns()
 
     def stop(self) -> None:
         """Take no more work, and make every `label` under way raise InterruptedRunError at its next block."""
@@ -145,6 +180,7 @@ class InlineRunner:
         if not shard_ids:
             return
         labeller = ShardLabeller(context, self._hardware)
+        progress.log(f"detecting with {labeller.backend} on {self._hardware.device}")
         progress.labellers(alive=1, wanted=1)
         todo = iter(shard_ids)
         attempts = context.job.limits.max_attempts_per_shard

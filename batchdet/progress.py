@@ -96,8 +96,10 @@ class Tally:
         self.keys = keys
 
     def plan(self, counts: PlanCounts, images_done: int) -> None:
-        """The plan is there: the pace is counted from now on."""
+        """The plan of a run is there: everything is counted from now on."""
         self.num_planned, self.images_before, self.begun = counts.num_planned, images_done, self.clock()
+        self.keys = self.images = self.detections = 0
+        self.failures.clear()
 
     def commit(self, report: ShardReport) -> None:
         """One more shard."""

@@ -3,7 +3,6 @@
 Loads no torch: a reader on any node starts in a moment and stays small.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
@@ -11,9 +10,11 @@ from typing import Protocol
 
 from batchdet.config import JobConfig
 from batchdet.engine.prepare import prepare_block
+from batchdet.engine.scale import SCALES
 from batchdet.records import ImageRef, InputSpec, PreparedBlock
 from batchdet.storage.prefetch import prefetch
 from batchdet.storage.reader import BlockReader
+from batchdet.timeline import Timeline
 
 WINDOW_BYTES = 1 << 30
 """Pixels a labeller holds ahead of its detector, whatever `reading.prefetch_blocks` says."""
@@ -26,13 +27,14 @@ class BlockSource(Protocol):
         """Begin to read at once, ahead of the consumer and within bounds; blocks come in plan order."""
 
 
-def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, max_pixels: int) -> PreparedBlock:
+def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, job: JobConfig) -> PreparedBlock:
     """Fetch, decode and resize one block: what every reader does, wherever it runs."""
-    started = time.perf_counter()
-    encoded = reader.fetch(refs)
-    seconds = time.perf_counter() - started
-    block = prepare_block(encoded, spec, max_pixels)
-    return replace(block, seconds={**block.seconds, "read": seconds})
+    timeline = Timeline(keeps_spans=True)
+    with timeline.span("read", len(refs)):
+        encoded = reader.fetch(refs)
+    with timeline.span("decode", len(refs)):
+        block = prepare_block(encoded, spec, job.plan.max_pixels, SCALES[job.reading.decode])
+    return replace(block, spans=timeline.spans)
 
 
 def cut_blocks(refs: Sequence[ImageRef], block_images: int) -> Iterator[Sequence[ImageRef]]:
@@ -54,7 +56,7 @@ class ThreadBlocks:
         """See `BlockSource`."""
 
         def load(block: Sequence[ImageRef]) -> PreparedBlock:
-            return read_block(self._reader, block, spec, self._job.plan.max_pixels)
+            return read_block(self._reader, block, spec, self._job)
 
         reading = self._job.reading
         ahead = prefetch(

@@ -161,6 +161,28 @@ class PreparedGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """One stretch of work.
+
+    Attributes:
+        stage: one of `timeline.STAGES`.
+        process: `host:pid`.
+        thread: its number there.
+        thread_name: for people.
+        begin_ns, end_ns: nanoseconds since 1970.
+        images: worked on.
+    """
+
+    stage: str
+    process: str
+    thread: int
+    thread_name: str
+    begin_ns: int
+    end_ns: int
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedBlock:
     """What one read returns: every image of the block, in plan order, either in a group or failed.
 
@@ -169,14 +191,14 @@ class PreparedBlock:
         facts: one per image.
         failed: failures by position in the block.
         groups: the rest, one group per padded shape, in order of first appearance.
-        seconds: time spent by stage (`read`, `decode`).
+        spans: when it was read and decoded.
     """
 
     refs: tuple[ImageRef, ...]
     facts: tuple[ImageFacts, ...]
     failed: Mapping[int, FailedImage]
     groups: tuple[PreparedGroup, ...]
-    seconds: Mapping[str, float]
+    spans: tuple[Span, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -254,7 +276,8 @@ class ShardReport:
 
     Attributes:
         failures: count by `stage:code`.
-        seconds: busy time by stage (`read`, `decode`, `detect`, `commit`, and `idle`: the detector waiting for pixels).
+        seconds: by stage, see `timeline.STAGES`; `idle` is the detector waiting for pixels.
+        bytes_read: of the images that could be read.
     """
 
     shard_id: int
@@ -264,6 +287,7 @@ class ShardReport:
     num_detections: int
     failures: Mapping[str, int]
     seconds: Mapping[str, float]
+    bytes_read: int = 0
 
     @property
     def num_failed(self) -> int:

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from batchdet import __version__
 from batchdet.config import JobConfig, canonical_json
-from batchdet.engine.checkpoint import load_detector
+from batchdet.engine.backends.choice import require_backend
+from batchdet.engine.checkpoint import load_model
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import (
     ConfigError,
@@ -25,6 +26,7 @@ from batchdet.errors import (
     StorageError,
 )
 from batchdet.labelling import RunContext
+from batchdet.profiling import StageTotals, write_profile
 from batchdet.progress import Progress
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
 from batchdet.storage.filesystem import open_store
@@ -50,7 +52,22 @@ SAME_FIELDS = (
 )
 """Fields of a job that change rows, beside source, model and policy."""
 
-RECORDED_VERSIONS = ("ray", "torch", "torchvision", "pyarrow", "pillow", "numpy", "fsspec")
+RECORDED_VERSIONS = (
+    "ray",
+    "torch",
+    "torchvision",
+    "openvino",
+    "onnxruntime",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "numpy",
+    "fsspec",
+)
+
+
+Listing = Iterable[pa.RecordBatch]
+"""Listed images."""
 
 
 class Runner(Protocol):
@@ -71,7 +88,15 @@ class Runner(Protocol):
         """
 
 
-def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run: bool = False) -> RunRow:
+def label_bucket(
+    job: JobConfig,
+    runner: Runner,
+    progress: Progress,
+    *,
+    new_run: bool = False,
+    profile: bool = False,
+    listing: Listing | None = None,
+) -> RunRow:
     """Label every new, changed or failed image of the source, and close the run.
 
     Args:
@@ -79,6 +104,8 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
         runner: where.
         progress: told what happens.
         new_run: close an open run as partial first, instead of resuming it.
+        profile: write time lines of the labellers and a summary to the output, see `profiling`.
+        listing: batches of `schema.LISTING`: the images of the source to label; None for all of them.
 
     Returns:
         The run's row as written.
@@ -93,28 +120,45 @@ def label_bucket(job: JobConfig, runner: Runner, progress: Progress, *, new_run:
         output = open_store(job.output, job.storage.output)
         output.probe_writable()
     with runner.ready(job, progress):
-        return _label(job, runner, progress, Ledger(output), new_run=new_run)
+        plan = _open_run(job, Ledger(output), progress, listing, new_run=new_run)
+        return _label(RunContext(job, plan, profile), runner, progress, Ledger(output))
 
 
-def _label(job: JobConfig, runner: Runner, progress: Progress, ledger: Ledger, *, new_run: bool) -> RunRow:
-    model = describe_model(job)
-    plan = _open_run(job, ledger, model, progress, new_run=new_run)
+def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledger) -> RunRow:
+    job, plan = context.job, context.plan
     if plan.counts.num_undated:
         progress.log(f"{plan.counts.num_undated} images have no etag, size or time: a later change of them is not seen")
     committed = ledger.committed(plan.run_id)
     pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
     progress.planned(plan.run_id, plan.counts, images_done=plan.images_in(committed))
     failed = ledger.counts(plan.run_id).num_failed if committed else 0
-    budget = _FailureBudget(plan.counts.failures_allowed(job.limits.max_failure_rate), progress, failed)
+    budget = _FailureBudget(plan.counts.failures_allowed(job.limits.max_failure_rate), progress, failed, StageTotals())
     started = time.monotonic()
     try:
         if pending:
             budget.check()
-        runner.run(RunContext(job, plan), pending, budget)
+        runner.run(context, pending, budget)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError(f"stopped; {_how_to_resume(ledger, plan)}") from interrupt
     seconds = time.monotonic() - started
-    return _close_run(job, ledger, plan, budget.num_images / seconds if budget.num_images else 0.0)
+    try:
+        return _close_run(job, ledger, plan, budget.totals.images / seconds if budget.totals.images else 0.0)
+    finally:
+        _tell_stages(context, budget.totals, seconds, progress, ledger)
+
+
+def _tell_stages(context: RunContext, totals: StageTotals, seconds: float, progress: Progress, ledger: Ledger) -> None:
+    """Where the labellers' time went: a line of every run, more of a profiled one."""
+    if not totals.images:
+        return
+    lines = [totals.labellers_line()]
+    if context.profile:
+        try:
+            lines = write_profile(ledger.output, context.plan.run_id, totals, seconds)
+        except StorageError as error:
+            lines.append(f"profile not written: {error}")
+    for line in lines:
+        progress.log(line)
 
 
 def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
@@ -132,11 +176,12 @@ def describe_model(job: JobConfig) -> ModelInfo:
     """Load the job's model once on this machine's CPU, and check the policy against its categories.
 
     Raises:
-        ModelError: the reference, the weights or the categories are unusable.
+        ModelError: the reference, the weights, the categories or the backend are unusable.
         ConfigError: the policy names a category the model does not have.
     """
     files = fetch_model(job.model.reference, job.storage.source)
-    info = load_detector(job.model, files, "cpu").info
+    require_backend(job.model.backend, job.model.precision)
+    _, info = load_model(job.model, files)
     PostFilter(job.policy, info.categories, job.model.score_floor)
     return info
 
@@ -152,8 +197,9 @@ def _output_errors(job: JobConfig) -> Iterator[None]:
         ) from error
 
 
-def _open_run(job: JobConfig, ledger: Ledger, model: ModelInfo, progress: Progress, *, new_run: bool) -> RunPlan:
+def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, listing: Listing | None, *, new_run: bool) -> RunPlan:
     """The open run this job goes on with, or a new one; open runs left behind are closed as partial."""
+    model = describe_model(job)
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
     current = [plan for plan in open_runs if not new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
@@ -165,7 +211,9 @@ def _open_run(job: JobConfig, ledger: Ledger, model: ModelInfo, progress: Progre
             progress.log(f"another model than run {rows[0].run_id}: unchanged images keep the labels they have")
         if rows and rows[0].policy_digest != job.policy.digest:
             progress.log(f"another policy than run {rows[0].run_id}: unchanged images keep what was accepted then")
-        current = [_begin_run(job, ledger, model, rows, progress)]
+        header = _new_header(job, ledger, model, rows)
+        listed = _listing(job, progress) if listing is None else listing
+        current = [make_plan(ledger.output, header, listed, _known(ledger), job.plan)]
     for plan in open_runs:
         if plan.run_id != current[0].run_id:
             progress.log(f"closing run {plan.run_id} as partial")
@@ -173,8 +221,8 @@ def _open_run(job: JobConfig, ledger: Ledger, model: ModelInfo, progress: Progre
     return current[0]
 
 
-def _begin_run(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow], progress: Progress) -> RunPlan:
-    header = PlanHeader(
+def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow]) -> PlanHeader:
+    return PlanHeader(
         run_id=new_run_id(datetime.now(UTC), ledger.run_ids()),
         source=job.source,
         previous_run_id=rows[0].run_id if rows else None,
@@ -183,9 +231,8 @@ def _begin_run(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[
         policy=job.policy.canonical,
         policy_digest=job.policy.digest,
         config=canonical_json(job.model_dump(mode="json")),
-        versions=canonical_json(_versions()),
+        versions=canonical_json(recorded_versions()),
     )
-    return make_plan(ledger.output, header, _listing(job, progress), _known(ledger), job.plan)
 
 
 def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
@@ -195,7 +242,7 @@ def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
         "source": (plan.header.source, job.source),
         "model": (plan.header.model.digest, model.digest),
         "policy": (plan.header.policy, job.policy.canonical),
-    } | {field: (_at(begun, field), _at(given, field)) for field in SAME_FIELDS}
+    } | {field: (value_at(begun, field), value_at(given, field)) for field in SAME_FIELDS}
     for field, (then, now) in same.items():
         if then != now:
             raise ConfigError(
@@ -204,7 +251,8 @@ def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
             )
 
 
-def _at(tree: Any, field: str) -> Any:
+def value_at(tree: Any, field: str) -> Any:
+    """The value of a dotted field in the plain tree of a job."""
     for name in field.split("."):
         tree = tree[name]
     return tree
@@ -244,7 +292,8 @@ def _known(ledger: Ledger) -> Iterator[pa.RecordBatch]:
     return ledger.known_images([row.run_id for row in ledger.complete_runs()])
 
 
-def _versions() -> dict[str, str]:
+def recorded_versions() -> dict[str, str]:
+    """Versions of what makes rows, by name, as a run records them."""
     found = {"batchdet": __version__, "python": platform.python_version()}
     for name in RECORDED_VERSIONS:
         try:
@@ -261,10 +310,10 @@ class _FailureBudget:
     allowed: float
     progress: Progress
     num_failed: int
-    num_images: int = 0
+    totals: StageTotals
 
     def shard_committed(self, report: ShardReport) -> None:
-        self.num_images += report.num_images
+        self.totals.add(report)
         self.num_failed += report.num_failed
         self.progress.shard_committed(report)
         self.check()

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import fsspec
@@ -43,6 +44,17 @@ def ceph() -> Iterator[S3Server]:
     missing = missing_programs()
     if missing:
         pytest.skip(f"Ceph's object gateway is not installed: no {', '.join(missing)}")
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(_ceph_in_new_folder())
+        except RuntimeError:
+            # Another program took the port between its choice and the gateway's start.
+            server = stack.enter_context(_ceph_in_new_folder())
+        yield server
+
+
+@contextmanager
+def _ceph_in_new_folder() -> Iterator[S3Server]:
     # Not tmp_path: Unix socket names would grow too long.
     folder = Path(tempfile.mkdtemp(prefix="ceph-"))
     try:

@@ -1,10 +1,11 @@
 """The job file: what is refused, and in which words."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchdet.config import JobConfig, load_job
+from batchdet.config import JobConfig, PolicyConfig, load_job, load_policy
 from batchdet.errors import ConfigError
 
 BASE: dict[str, Any] = {"source": "s3://a/", "output": "s3://b/", "model.reference": "torchvision:ssd300_vgg16"}
@@ -67,3 +68,19 @@ def test_every_field_explains_itself() -> None:
         return found
 
     assert undocumented(JobConfig, "") == []
+
+
+def test_a_policy_file_holds_the_section_with_or_without_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    for text in ("score_thresholds: {cat: 0.7}\n", "policy:\n  score_thresholds: {cat: 0.7}\n"):
+        path.write_text(text)
+        assert load_policy(path) == PolicyConfig(score_thresholds={"cat": 0.7})
+    for text, says in (
+        ("score_treshold: 1\n", "policy.yaml: policy.score_treshold: unknown field"),
+        ("policy: {score_threshold: 2}\n", "policy file .*policy.score_threshold: .*less than"),
+        ("policy: 3\n", "policy file .*policy.yaml: policy: .*got 3"),
+        ("- 1\n", "policy file .*: expected fields, got list"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            load_policy(path)

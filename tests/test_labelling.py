@@ -17,6 +17,7 @@ from batchdet.engine.detector import Batch, Detector
 from batchdet.errors import OutOfMemoryError
 from batchdet.labelling import Hardware, RunContext, ShardLabeller
 from batchdet.records import ImageRef, LabelledImage, ModelInfo
+from batchdet.timeline import Timeline
 
 
 class Cramped:
@@ -45,8 +46,35 @@ class Cramped:
         return self._inner.detect(batch)
 
 
+@pytest.fixture
+def refs(tmp_path: Path) -> list[ImageRef]:
+    for place, scene in enumerate(islice(draw_scenes(3, 4), 4)):
+        (tmp_path / f"{place}.jpg").write_bytes(scene.data)
+    return [ImageRef((tmp_path / f"{place}.jpg").as_uri()) for place in range(4)]
+
+
+def a_labeller(folder: Path) -> ShardLabeller:
+    job = JobConfig.model_validate(
+        {"source": str(folder), "output": str(folder / "out"), "model": {"reference": str(shipped_model())}}
+    )
+    plan: Any = None
+    return ShardLabeller(RunContext(job, plan), Hardware("cpu", 1))
+
+
+def test_the_wait_for_a_shard_is_counted_from_the_end_of_the_one_before(tmp_path: Path, refs: list[ImageRef]) -> None:
+    labeller, timelines = a_labeller(tmp_path), [Timeline(keeps_spans=True) for _ in range(3)]
+    for timeline in timelines:
+        labeller.detect(refs, timeline)
+    labeller.stop()
+    waits = [[span for span in timeline.spans if span.stage == "between_shards"] for timeline in timelines]
+    assert [len(found) for found in waits] == [0, 1, 1]
+    for before, (wait,), after in zip(timelines, waits[1:], timelines[1:], strict=False):
+        assert max(span.end_ns for span in before.spans) <= wait.begin_ns
+        assert wait.end_ns <= min(span.begin_ns for span in after.spans if span.stage == "idle")
+
+
 def test_a_batch_size_that_fits_is_remembered_for_the_next_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refs: list[ImageRef], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else every shard of a long run begins with the same failures, each of which empties the device's caches."""
     cramped: list[Cramped] = []
@@ -56,15 +84,8 @@ def test_a_batch_size_that_fits_is_remembered_for_the_next_shard(
         return cramped[-1]
 
     monkeypatch.setattr(labelling, "load_detector", load)
-    for place, scene in enumerate(islice(draw_scenes(3, 4), 4)):
-        (tmp_path / f"{place}.jpg").write_bytes(scene.data)
-    refs = [ImageRef((tmp_path / f"{place}.jpg").as_uri()) for place in range(4)]
-    job = JobConfig.model_validate(
-        {"source": str(tmp_path), "output": str(tmp_path / "out"), "model": {"reference": str(shipped_model())}}
-    )
-    plan: Any = None
-    labeller = ShardLabeller(RunContext(job, plan), Hardware("cpu", 1))
-    first, second = (labeller.detect(refs)[0] for _ in range(2))
+    labeller = a_labeller(tmp_path)
+    first, second = (labeller.detect(refs) for _ in range(2))
     labeller.stop()
     assert cramped[0].asked == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
     assert all(isinstance(outcome, LabelledImage) for outcome in (*first, *second))

@@ -51,6 +51,17 @@ def test_the_pace_and_the_rest_come_from_committed_images() -> None:
     assert "600 of 1,000 images (60%) · 10.0 images/s · ETA 0:00:40 · 600 detections" in tally.line()
 
 
+def test_a_second_run_is_counted_by_itself() -> None:
+    progress, stream, _ = plain()
+    progress.listing(1300)
+    for _ in range(2):
+        progress.planned("R", COUNTS, 0)
+        progress.shard_committed(report(0, 1000, {"decode:truncated": 2}))
+    assert stream.getvalue().count("1,000 of 1,000 images (100%)") == 2
+    assert stream.getvalue().count("failed 2 (decode:truncated 2)") == 2
+    assert stream.getvalue().count("listing: 1,300 keys") == 1
+
+
 def test_failures_are_told_by_code_and_labellers_by_number() -> None:
     clock = Clock()
     tally = Tally(clock)

@@ -62,6 +62,15 @@ def ask(output: Store, sql: str) -> Iterator[Answer]:
         yield _answer(connection, sql, filesystem)
 
 
+def ask_columns(output: Store, sql: str) -> pa.Table:
+    """The whole answer to a query as columns; see `ask`."""
+    filesystem = CommittedFileSystem(list_committed(output))
+    with duckdb.connect(":memory:", config=dict(_NO_EXTENSIONS)) as connection, _mapped(filesystem):
+        _define_views(connection, filesystem)
+        reader = _reader(connection, sql)
+        return pa.Table.from_batches(list(_batches(reader, filesystem)), schema=reader.schema)
+
+
 def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFileSystem) -> None:
     connection.register_filesystem(filesystem)
     connection.execute(f"SET allowed_directories = ['{ROOT}/']")
@@ -73,16 +82,20 @@ def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFi
 
 
 def _answer(connection: duckdb.DuckDBPyConnection, sql: str, filesystem: CommittedFileSystem) -> Answer:
+    reader = _reader(connection, sql)
+    return Answer(_distinct(reader.schema.names), _rows(reader, filesystem))
+
+
+def _reader(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
     count = len(connection.extract_statements(sql))
     if count != 1:
         said = f"expected one statement, got {count}" if count else "the statement is empty"
         raise ConfigError(f"SQL: {said}; give one SELECT over the views")
     relation: duckdb.DuckDBPyRelation | None = connection.sql(sql)
     if relation is None:
-        return Answer((), iter(()))
+        return pa.RecordBatchReader.from_batches(pa.schema([]), [])
     # Arrow, not fetchmany: that one wants pytz for timestamps with a zone.
-    reader = pa.RecordBatchReader.from_stream(relation)
-    return Answer(_distinct(reader.schema.names), _rows(reader, filesystem))
+    return pa.RecordBatchReader.from_stream(relation)
 
 
 def _rows(reader: pa.RecordBatchReader, filesystem: CommittedFileSystem) -> Iterator[tuple[Any, ...]]:

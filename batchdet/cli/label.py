@@ -5,14 +5,14 @@ torch and Ray are imported inside the commands: a mistake in the job is said bef
 
 import math
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings
 from batchdet.cli.output import print_json, print_table
 from batchdet.cli.runner import build_runner
-from batchdet.config import JobConfig, load_job
+from batchdet.config import JobConfig, load_job, load_policy
 from batchdet.progress import open_progress
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
@@ -31,6 +31,10 @@ SUMMARY = (
 JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job; flags override its fields.")]
 Source = Annotated[str | None, typer.Option(metavar="URI", help="Prefix, glob or manifest of images.")]
 Output = Annotated[str | None, typer.Option(metavar="URI", help="Folder for the Parquet tables.")]
+Policy = Annotated[
+    str | None,
+    typer.Option("--policy", metavar="FILE", help="The policy as `batchdet calibrate` writes it; replaces the job's."),
+]
 Model = Annotated[str | None, typer.Option(metavar="REF", help="torchvision:NAME[@WEIGHTS], a registry or a file.")]
 
 
@@ -39,17 +43,27 @@ def label(
     source: Source = None,
     output: Output = None,
     model: Model = None,
+    policy: Policy = None,
     settings: Settings = None,
     ray: RayAddress = "auto",
     new_run: Annotated[bool, typer.Option("--new-run", help="Close an open run as partial, do not resume it.")] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Show where the time goes, stage by stage, and keep it under OUTPUT/_profiles/RUN_ID/: summary.txt, "
+            "and trace.json for Perfetto or chrome://tracing.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Label every new, changed or failed image of the source; again after a crash, it resumes."""
-    job = _job(job_file, source, output, model, settings)
+    flags = {"source": source, "output": output, "model.reference": model}
+    job = _job(job_file, flags, policy, settings)
     from batchdet.run import label_bucket
 
     with open_progress(sys.stderr) as progress:
-        row = label_bucket(job, build_runner(ray, job.cluster), progress, new_run=new_run)
+        row = label_bucket(job, build_runner(ray, job.cluster), progress, new_run=new_run, profile=profile)
     if as_json:
         print_json(row)
     else:
@@ -61,6 +75,7 @@ def plan(
     source: Source = None,
     output: Output = None,
     model: Model = None,
+    policy: Policy = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +84,8 @@ def plan(
     undated: images listed with neither etag nor size nor time (a manifest may have none). Once labelled they count as
     unchanged, whatever becomes of them.
     """
-    job = _job(job_file, source, output, model, settings)
+    flags = {"source": source, "output": output, "model.reference": model}
+    job = _job(job_file, flags, policy, settings)
     from batchdet.run import plan_bucket
 
     with open_progress(sys.stderr) as progress:
@@ -94,12 +110,12 @@ def plan(
 
 
 def _job(
-    job_file: str | None, source: str | None, output: str | None, model: str | None, settings: list[str] | None
+    job_file: str | None, flags: dict[str, str | None], policy: str | None, settings: list[str] | None
 ) -> JobConfig:
-    flags = {"source": source, "output": output, "model.reference": model}
-    return load_job(
-        job_file, {name: value for name, value in flags.items() if value is not None} | read_settings(settings)
-    )
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if policy is not None:
+        given["policy"] = load_policy(policy).model_dump(exclude_unset=True)
+    return load_job(job_file, given | read_settings(settings))
 
 
 def _last_pace(job: JobConfig) -> float | None:

@@ -15,7 +15,10 @@ from typer.core import TyperGroup
 
 from batchdet import __version__
 from batchdet.cli import analysis, demo, label, models
+from batchdet.cli.calibrate import calibrate
 from batchdet.cli.doctor import doctor
+from batchdet.cli.evaluate import evaluate
+from batchdet.cli.retrain import retrain
 from batchdet.errors import BatchdetError, ConfigError, InterruptedRunError
 from batchdet.storage.names import printable_name
 
@@ -31,7 +34,7 @@ batchdet query s3://labels/photos "SELECT * FROM current_detections LIMIT 9"
 
 \b
 Exit codes: 0 done, 1 a run ended with open shards or over its failure rate,
-2 wrong arguments or config, 3 audit failed.
+2 wrong arguments or config, 3 audit or gate failed.
 """
 
 
@@ -77,6 +80,9 @@ for _command in (
     analysis.runs,
     analysis.sql,
     analysis.query,
+    retrain,
+    evaluate,
+    calibrate,
     doctor,
 ):
     app.command()(_command)

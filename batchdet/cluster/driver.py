@@ -84,6 +84,7 @@ class Driver:
         self._poisoned: set[str] = set()
         self._calls: dict[Any, _Call] = {}
         self._setup_failures = 0
+        self._backends: set[str] = set()
 
     def run(self) -> None:
         """Until every shard is committed or given up.
@@ -175,17 +176,23 @@ class Driver:
         else:
             self._succeeded(call, answer)
 
-    def _succeeded(self, call: _Call, answer: ShardReport | None) -> None:
+    def _succeeded(self, call: _Call, answer: ShardReport | str | None) -> None:
         member = call.member
         if call.kind == "setup":
             member.is_ready = True
             self._setup_failures = 0
+            self._say_backend(str(answer))
         elif call.kind == "probe" and member.suspect:
             member.suspect.probed(survived=True)
             self._advance(member, member.suspect)
-        elif answer is not None:
+        elif isinstance(answer, ShardReport):
             self._finish(member, call.shard_id)
             self._progress.shard_committed(answer)
+
+    def _say_backend(self, backend: str) -> None:
+        if backend not in self._backends:
+            self._backends.add(backend)
+            self._progress.log(f"detecting with {backend}")
 
     def _finish(self, member: Member, shard_id: int) -> None:
         member.shards.discard(shard_id)

@@ -16,7 +16,7 @@ from batchdet.errors import ClusterError
 from batchdet.records import Fact
 
 ANSWER_SECONDS = 30.0
-_SAME_EVERYWHERE = ("ray", "torch", "torchvision", "pyarrow", "pillow")
+_SAME_EVERYWHERE = ("ray", "torch", "torchvision", "pyarrow", "pillow", "simplejpeg", "openvino", "obstore", "numpy")
 
 
 def cluster_facts(address: str) -> list[Fact]:

@@ -22,8 +22,8 @@ LABELLER_OPTIONS: dict[str, Any] = {
 class Labeller:
     """Loads the model in `setup`, then labels shards; a second `label` reads while the first detects."""
 
-    def setup(self, context: RunContext, hardware: Hardware, reads_remotely: bool) -> None:
-        """Load the model.
+    def setup(self, context: RunContext, hardware: Hardware, reads_remotely: bool) -> str:
+        """Load the model; returns what computes the detections, and where.
 
         Raises:
             ModelError, StorageError: it cannot be had on this node.
@@ -31,6 +31,7 @@ class Labeller:
         source = TaskBlocks(context.job) if reads_remotely else None
         self._labeller = ShardLabeller(context, hardware, source)
         self._metrics = _Metrics()
+        return f"{self._labeller.backend} on {hardware.device}"
 
     def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
         """See `ShardLabeller.label`."""

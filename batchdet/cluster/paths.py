@@ -24,7 +24,11 @@ def require_shared_paths(job: JobConfig) -> None:
         ConfigError: a submitted job names a relative output, which lies in Ray's copy of the working directory.
         ClusterError: a node does not see a local path of the job.
     """
-    fields = {"source": job.source, "output": job.output, "model.reference": job.model.reference}
+    require_shared({"source": job.source, "output": job.output, "model.reference": job.model.reference})
+
+
+def require_shared(fields: Mapping[str, str]) -> None:
+    """As `require_shared_paths`, for the URIs of any job by field; its `output` is one of them."""
     local = {field: uri.removeprefix("file://") for field, uri in fields.items() if _is_local(uri)}
     output = local.get("output", "/")
     if SUBMITTED in os.environ and not Path(output).expanduser().is_absolute():

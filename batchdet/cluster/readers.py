@@ -19,7 +19,7 @@ DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 @ray.remote
 def read_remotely(job: JobConfig, refs: Sequence[ImageRef], spec: InputSpec) -> PreparedBlock:
     """`read_block` as a Ray task."""
-    return read_block(BlockReader(job.storage.source, max_bytes=job.plan.max_bytes), refs, spec, job.plan.max_pixels)
+    return read_block(BlockReader(job.storage.source, max_bytes=job.plan.max_bytes), refs, spec, job)
 
 
 class TaskBlocks:
@@ -89,4 +89,4 @@ class _Window:
 def _died(ref: ImageRef, attempts: int, error: RayError) -> PreparedBlock:
     reason = f"reading it ended {attempts} worker processes ({type(error).__name__})"
     failed = FailedImage(ref, "decode", "worker_died", reason)
-    return PreparedBlock(refs=(ref,), facts=(ImageFacts(),), failed={0: failed}, groups=(), seconds={})
+    return PreparedBlock(refs=(ref,), facts=(ImageFacts(),), failed={0: failed}, groups=())

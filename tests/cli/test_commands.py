@@ -20,12 +20,67 @@ from tests.analysis.outputs import Image, commit, open_run, run_id, whole_run
 
 SURFACE = {
     "audit": ["--json", "--run", "--set", "OUTPUT"],
-    "demo": ["--dir", "--json"],
+    "calibrate": [
+        "--gold",
+        "--images",
+        "--json",
+        "--min-objects",
+        "--model",
+        "--output",
+        "--precision",
+        "--ray",
+        "--set",
+        "--to",
+    ],
+    "demo": ["--dir", "--json", "--retrain"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
-    "label": ["--json", "--model", "--new-run", "--output", "--ray", "--set", "--source", "[JOB.yaml]"],
+    "evaluate": ["--gold", "--images", "--json", "--model", "--output", "--ray", "--set", "--to"],
+    "label": [
+        "--json",
+        "--model",
+        "--new-run",
+        "--output",
+        "--policy",
+        "--profile",
+        "--ray",
+        "--set",
+        "--source",
+        "[JOB.yaml]",
+    ],
+    "models import": ["--json", "--model", "--set", "REGISTRY/NAME[@VERSION]"],
     "models list": ["--json", "--set", "[REGISTRY]"],
-    "plan": ["--json", "--model", "--output", "--set", "--source", "[JOB.yaml]"],
+    "models promote": [
+        "--category-tolerance",
+        "--gold",
+        "--images",
+        "--json",
+        "--min-objects",
+        "--no-gate",
+        "--output",
+        "--ray",
+        "--set",
+        "--tolerance",
+        "REGISTRY/NAME[@VERSION]",
+    ],
+    "models rollback": ["--json", "--set", "REGISTRY/NAME"],
+    "models show": ["--json", "--set", "REGISTRY/NAME[@VERSION]"],
+    "plan": ["--json", "--model", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
     "query": ["--json", "--set", "OUTPUT", "SQL"],
+    "retrain": [
+        "--gold",
+        "--held-out",
+        "--held-out-images",
+        "--images",
+        "--json",
+        "--labels",
+        "--model",
+        "--output",
+        "--ray",
+        "--registry",
+        "--set",
+        "--steps",
+        "[TRAIN.yaml]",
+    ],
     "runs": ["--json", "--set", "OUTPUT"],
     "sql": ["--dialect", "--json", "--set", "OUTPUT"],
 }
@@ -228,7 +283,7 @@ def test_nothing_given_shows_the_help(capsys: pytest.CaptureFixture[str], monkey
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert "batchdet query s3://labels/photos" in shown
-    assert "3 audit failed" in shown
+    assert "3 audit or gate failed" in shown
 
 
 def test_references_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,18 +26,21 @@ def label(source: Path, output: Path, *settings: str) -> int:
     return main(["label", *flags, *fixed, *(f"--set={text}" for text in settings)])
 
 
-def test_every_odd_file_ends_as_the_oracle_says(data_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_every_odd_file_ends_as_the_oracle_says(decode: str, data_folder: Path, tmp_path: Path) -> None:
     nasty = data_folder / "nasty"
     with (nasty / "expected.csv").open(encoding="utf-8", newline="") as lines:
         oracle = {row["file"]: row for row in csv.DictReader(lines)}
     manifest = tmp_path / "nasty.txt"
     manifest.write_text("".join(f"{(nasty / 'files' / name).as_posix()}\n" for name in oracle))
-    assert label(manifest, tmp_path / "labels", "limits.max_failure_rate=1") == 0
+    assert label(manifest, tmp_path / "labels", "limits.max_failure_rate=1", f"reading.decode={decode}") == 0
     assert main(["audit", str(tmp_path / "labels")]) == 0
     rows = {row["image_uri"].rpartition("/")[2]: row for row in rows_of(tmp_path / "labels", "images").to_pylist()}
     assert rows.keys() == oracle.keys()
     wrong = {name: row for name, row in rows.items() if not as_expected(row, oracle[name])}
     assert not wrong
+    reduced = {name for name, row in rows.items() if (row["decoder"] or "").endswith("/fast")}
+    assert bool(reduced) == (decode == "fast")
 
 
 def as_expected(row: dict[str, Any], expected: dict[str, str]) -> bool:
@@ -47,9 +50,10 @@ def as_expected(row: dict[str, Any], expected: dict[str, str]) -> bool:
     return row["status"] == "labelled" and f"{row['width']}x{row['height']}" == expected["expected_size"]
 
 
-def test_every_broken_file_is_a_failed_row(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_every_broken_file_is_a_failed_row(decode: str, pictures: Path, tmp_path: Path) -> None:
     """The made set: what is wrong, the code it gets, and no detection of it."""
-    assert label(pictures, tmp_path / "labels", "limits.max_failure_rate=1") == 0
+    assert label(pictures, tmp_path / "labels", "limits.max_failure_rate=1", f"reading.decode={decode}") == 0
     rows = {row["image_uri"].rpartition("/")[2]: row for row in rows_of(tmp_path / "labels", "images").to_pylist()}
     codes = {name: row["failure_code"] for name, row in rows.items() if row["status"] == "failed"}
     assert codes == {
