@@ -1,7 +1,8 @@
 """Opens the two files of a shard for an audit, as far as they can be opened. Knows no other shard and no run row."""
 
+import io
+
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchdet.analysis.detection_audit import Claims, check_detections
 from batchdet.analysis.image_audit import check_coverage, check_images
@@ -9,6 +10,7 @@ from batchdet.analysis.receipt import Findings
 from batchdet.errors import NotFoundError
 from batchdet.records import Shard
 from batchdet.storage.filesystem import Store
+from batchdet.storage.parquet import opened, read_rows
 from batchdet.storage.plan import RunPlan, manifest_name, read_shard
 from batchdet.storage.schema import DETECTIONS, IMAGES
 
@@ -55,7 +57,8 @@ def _read(output: Store, plan: RunPlan, table: str, shard_id: int, findings: Fin
     name = shard_name(table, plan.run_id, shard_id)
     uri = output.child_uri(name)
     try:
-        read = pq.ParquetFile(pa.BufferReader(output.read_bytes(name))).read()
+        with opened(io.BytesIO(output.read_bytes(name))) as file:
+            read = read_rows(file)
     except NotFoundError:
         return None
     except (pa.ArrowException, OSError) as error:

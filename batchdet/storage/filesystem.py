@@ -1,5 +1,6 @@
 """A URI becomes a Store: bytes in and out of one folder. Knows nothing of images or tables."""
 
+import io
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ MAX_CONNECTIONS = 64
 CONNECT_TIMEOUT_S = 4
 READ_TIMEOUT_S = 20
 CACHES_LISTINGS = ("s3", "gs", "az", "abfs", "abfss")
+WHOLE_BYTES = 4 << 20
+"""Size up to which an object is read whole, in one request, where only parts of it may be wanted."""
 PROBE_NAME = ".batchdet-probe"
 
 
@@ -85,7 +88,7 @@ class Store:
         return self.patience.run(read)
 
     def open_input(self, name: str) -> BinaryIO:
-        """The object as a seekable file; every read is one request for just its range, retried like any other.
+        """The object as a seekable file: a small one is read whole, of a large one a `read` requests just its range.
 
         Raises:
             NotFoundError, AccessDeniedError, TransientStorageError, StorageError: here and in its `read`.
@@ -100,8 +103,10 @@ class Store:
             with mapped_errors(uri):
                 return bytes(self.fs.cat_file(path, start=start, end=end))
 
-        file = RangedFile(self.patience.run(size), lambda start, end: self.patience.run(partial(read, start, end)))
-        return cast(BinaryIO, file)
+        length = self.patience.run(size)
+        if length <= WHOLE_BYTES:
+            return io.BytesIO(self.read_bytes(name))
+        return cast(BinaryIO, RangedFile(length, lambda start, end: self.patience.run(partial(read, start, end))))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the object whole or not at all, replacing one that is there.

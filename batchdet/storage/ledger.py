@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from batchdet.errors import NotFoundError, OpenShardsError
 from batchdet.records import ImageOutcome, LabelledImage, RunRow, Shard, ShardReport
 from batchdet.storage.filesystem import Store
+from batchdet.storage.parquet import opened, read_rows
 from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan
 from batchdet.storage.reader import prefetch
 from batchdet.storage.schema import (
@@ -224,16 +224,17 @@ class Ledger:
 
     def _read_run(self, name: str) -> RunRow:
         # not read_table: it loads pyarrow.dataset and with it pandas, a third of a second for every small command
-        table = pq.ParquetFile(io.BytesIO(self._output.read_bytes(name))).read()
+        with opened(io.BytesIO(self._output.read_bytes(name))) as file:
+            table = read_rows(file)
         check_schema_version(table.schema.metadata, self._output.child_uri(name))
         (values,) = table.select(RUNS.names).to_pylist()
         return RunRow(**values | {"categories": tuple(values["categories"])})
 
     def _read_columns(self, name: str, columns: list[str]) -> pa.Table:
         uri = self._output.child_uri(name)
-        with self._output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+        with opened(self._output.open_input(name)) as file:
             check_schema_version(file.schema_arrow.metadata, uri)
-            return file.read(columns=columns)
+            return read_rows(file, columns)
 
     def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
         columns = [name for name in KNOWN.names if name != "run_id"]

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from batchdet.errors import OutputError
 from batchdet.records import ImageRef, InputSpec, ModelInfo, PlanCounts, Shard
 from batchdet.storage.filesystem import Store
+from batchdet.storage.parquet import opened, read_rows
 from batchdet.storage.schema import LISTING, FileStamp, check_version
 
 PLANS = "_plans"
@@ -123,8 +122,8 @@ def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
     if not 0 <= shard_id < plan.num_shards:
         raise ValueError(f"{plan.run_id} has shards 0..{plan.num_shards - 1}, asked for {shard_id}")
     name = manifest_name(plan.run_id, shard_id // plan.shards_per_file)
-    with output.open_input(name) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
-        table = file.read_row_group(shard_id % plan.shards_per_file)
+    with opened(output.open_input(name)) as file:
+        table = read_rows(file, row_group=shard_id % plan.shards_per_file)
     columns = [table.column(field.name).to_pylist() for field in LISTING]
     return Shard(plan.run_id, shard_id, tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
 

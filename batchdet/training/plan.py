@@ -5,6 +5,7 @@ OUTPUT/plan/pseudo.parquet   rows of `pseudo_labels.SCHEMA`
 OUTPUT/plan/plan.json        written last: a plan with it is whole
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ import torch
 
 from batchdet.errors import NotFoundError
 from batchdet.storage.filesystem import Store
+from batchdet.storage.parquet import opened, read_rows
 from batchdet.training.config import GoldConfig, TrainConfig
 from batchdet.training.order import BatchOrder, plan_order
 from batchdet.training.pseudo_labels import SCHEMA, row_target
@@ -136,8 +138,14 @@ def read_plan(output: Store) -> TrainPlan | None:
         facts = PlanFacts(**json.loads(output.read_bytes(FACTS)))
     except NotFoundError:
         return None
-    tables = [pq.read_table(pa.BufferReader(output.read_bytes(name))) for name in (GOLD, PSEUDO)]
-    return TrainPlan(replace(facts, categories=tuple(facts.categories)), *tables)
+    return TrainPlan(
+        replace(facts, categories=tuple(facts.categories)), *(_read(output, name) for name in (GOLD, PSEUDO))
+    )
+
+
+def _read(output: Store, name: str) -> pa.Table:
+    with opened(io.BytesIO(output.read_bytes(name))) as file:
+        return read_rows(file)
 
 
 def require_same_training(plan: TrainPlan, config: TrainConfig) -> None:
