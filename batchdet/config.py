@@ -94,6 +94,15 @@ class PlanConfig(Section):
     """Images per shard: the unit of retry and commit."""
     retry_failed: bool = True
     """Try images again that failed in the last run."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """Runs that try a failed image again; after them it rests until its bytes change."""
+    relabel_stale: bool = True
+    """Label images again whose labels another model made, or other settings of it (`model.precision`,
+    `reading.decode`, a higher `model.score_floor`)."""
+    delete_missing: bool = True
+    """Commit known images that the source no longer lists as deleted, so that current views drop them."""
+    max_deleted_fraction: Fraction = 0.5
+    """Share of all known images above which a vanishing is taken for a broken listing, and refused."""
     extensions: tuple[Annotated[str, Field(pattern=r"^[^./]+$")], ...] = EXTENSIONS
     """Listed endings, without dot, compared without regard to case; a manifest is taken as it is."""
     max_pixels: Positive = 178_956_970
@@ -136,6 +145,19 @@ class LimitsConfig(Section):
     """Share of failed images above which the run exits 1."""
     max_attempts_per_shard: Positive = 3
     """Times a shard may lose its labeller, or a block its reader, before it is bisected to the image that kills it."""
+    max_hours: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Hours after which no shard is begun; the run ends as partial, and the next goes on with it."""
+
+
+class PricesConfig(Section):
+    """What things cost, in dollars; `plan` adds up those that are given."""
+
+    per_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """An hour of the whole cluster."""
+    per_1000_gets: Annotated[float, Field(ge=0.0)] | None = None
+    """A thousand GET requests."""
+    per_gib: Annotated[float, Field(ge=0.0)] | None = None
+    """A GiB read from the source."""
 
 
 class StorageConfig(Section):
@@ -172,6 +194,8 @@ class JobConfig(Section):
     """What of the cluster is used."""
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     """When to give up."""
+    prices: PricesConfig = Field(default_factory=PricesConfig)
+    """What `plan` counts with."""
     storage: StorageConfig = Field(default_factory=StorageConfig)
     """fsspec options."""
 

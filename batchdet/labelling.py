@@ -8,23 +8,25 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
 from batchdet.config import ClusterConfig, JobConfig
 from batchdet.engine.checkpoint import load_detector
-from batchdet.engine.pipeline import SafeBatches, detect_blocks
+from batchdet.engine.pipeline import Detected, SafeBatches, detect_blocks
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import ConfigError, InterruptedRunError, StorageError
 from batchdet.profiling import write_trace
 from batchdet.progress import Progress
 from batchdet.reading import BlockSource, ThreadBlocks
-from batchdet.records import FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
+from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
+from batchdet.storage.copies import read_copies
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan, read_shard
@@ -43,11 +45,18 @@ class RunContext:
 
     Attributes:
         profile: write the time line of each shard to the output.
+        deadline: seconds since 1970 after which no shard is begun; None for never.
     """
 
     job: JobConfig
     plan: RunPlan
     profile: bool = False
+    deadline: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further shard may be begun."""
+        return self.deadline is not None and time.time() >= self.deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +127,25 @@ class ShardLabeller:
         shard = read_shard(self._output, self._context.plan, shard_id)
         poison = poison or {}
         timeline = Timeline(keeps_spans=self._context.profile)
-        outcomes = self.detect([ref for ref in shard.images if ref.uri not in poison], timeline)
-        by_uri = {outcome.ref.uri: outcome for outcome in outcomes} | dict(poison)
+        detected = self.detect([ref for ref in shard.images if ref.uri not in poison], timeline)
+        by_uri = {outcome.ref.uri: outcome for outcome in self._with_copies(detected, timeline)} | dict(poison)
         images = [by_uri[ref.uri] for ref in shard.images]
         report = self._ledger.commit(self._context.plan, shard, images, self._detector.backend, timeline)
         if self._context.profile:
             self._write_trace(shard_id, timeline)
         return report
+
+    def _with_copies(self, detected: Sequence[Detected], timeline: Timeline) -> Iterator[ImageOutcome]:
+        """The outcomes, where bytes were labelled before with the labels of then."""
+        copies = [image for image in detected if isinstance(image, CopiedImage)]
+        found = read_copies(self._output, copies) if copies else {}
+        yield from found.values()
+        # their twins are gone since the plan was made
+        lost = [replace(image.ref, twins=()) for image in copies if image.ref.uri not in found]
+        again = self.detect(lost, timeline) if lost else []
+        for image in (*detected, *again):
+            if not isinstance(image, CopiedImage):
+                yield image
 
     def _write_trace(self, shard_id: int, timeline: Timeline) -> None:
         """Keep a profiled shard's time line; the shard is committed, with or without it."""
@@ -133,8 +154,8 @@ class ShardLabeller:
         except StorageError as error:
             _log.warning("no time line of shard %d: %s", shard_id, error)
 
-    def detect(self, refs: Sequence[ImageRef], timeline: Timeline | None = None) -> list[ImageOutcome]:
-        """Read and label images without committing; outcomes in order.
+    def detect(self, refs: Sequence[ImageRef], timeline: Timeline | None = None) -> list[Detected]:
+        """Read and label images without committing; outcomes in order. The bytes of a CopiedImage were labelled before.
 
         Args:
             refs: the images.
@@ -144,7 +165,7 @@ class ShardLabeller:
         with self._source.blocks(refs, self._detector.info.input_spec) as blocks:
             return self._detecting.submit(self._detect, blocks, timeline).result()
 
-    def _detect(self, blocks: Iterator[PreparedBlock], timeline: Timeline) -> list[ImageOutcome]:
+    def _detect(self, blocks: Iterator[PreparedBlock], timeline: Timeline) -> list[Detected]:
         if self._detected_ns is not None:
             timeline.record("between_shards", self._detected_ns, now_ns())
         try:
@@ -187,7 +208,8 @@ class InlineRunner:
         pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard")
 
         def begin(count: int) -> set[Future[ShardReport]]:
-            return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in islice(todo, count)}
+            begun = () if context.is_over else islice(todo, count)
+            return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in begun}
 
         interrupted = False
         try:

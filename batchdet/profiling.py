@@ -28,12 +28,14 @@ class StageTotals:
     seconds: Counter[str] = field(default_factory=Counter)
     images: int = 0
     bytes_read: int = 0
+    copied: int = 0
 
     def add(self, report: ShardReport) -> None:
         """One more shard."""
         self.seconds.update(report.seconds)
         self.images += report.num_images
         self.bytes_read += report.bytes_read
+        self.copied += report.num_copied
 
     def labellers_line(self) -> str:
         """Where the time of the detecting threads went."""

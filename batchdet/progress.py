@@ -229,10 +229,12 @@ class LiveProgress:
 
 def _planned_line(run_id: str, counts: PlanCounts, images_done: int) -> str:
     resumed = f"; {images_done:,} of them were committed before" if images_done else ""
+    rest = f", {counts.num_quarantined:,} of them failed too often" if counts.num_quarantined else ""
+    gone = f"; {counts.num_deleted:,} deleted" if counts.num_deleted else ""
     return (
         f"run {run_id}: {counts.num_listed:,} images listed, {counts.num_planned:,} to label ({counts.num_new:,} new, "
-        f"{counts.num_changed:,} changed, {counts.num_failed_retry:,} failed before), "
-        f"{counts.num_unchanged:,} unchanged{resumed}"
+        f"{counts.num_changed:,} changed, {counts.num_failed_retry:,} failed before, {counts.num_stale:,} stale), "
+        f"{counts.num_unchanged:,} unchanged{rest}{gone}{resumed}"
     )
 
 

@@ -22,6 +22,21 @@ FailureStage = Literal["read", "decode", "detect"]
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """A labelled image of an earlier run whose bytes may be those of another.
+
+    Attributes:
+        content_digest: `sha256:<hex>` of its bytes.
+        run_id, shard_id: where its rows are.
+    """
+
+    image_uri: str
+    run_id: str
+    shard_id: int
+    content_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """One listed image, unread.
 
@@ -30,12 +45,16 @@ class ImageRef:
         etag: the store's entity tag without quotes; None where the store has none.
         size_bytes: size as listed; None where a manifest does not say.
         last_modified: timezone-aware UTC; None where unknown.
+        failed_runs: runs before this one, in a row, in which these bytes failed.
+        twins: images that the same model labelled under the same policy and that may hold the same bytes.
     """
 
     uri: str
     etag: str | None = None
     size_bytes: int | None = None
     last_modified: datetime | None = None
+    failed_runs: int = 0
+    twins: tuple[Twin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +121,7 @@ class LabelledImage:
         labels: [D] positions in the model's categories; never 0.
         accepted: [D] passed the policy.
         hit_detection_cap: a cap of the model or of the policy removed candidates.
+        copied_from: URI of the image whose labels these are, where the bytes were labelled before.
     """
 
     ref: ImageRef
@@ -111,6 +131,7 @@ class LabelledImage:
     labels: IntArray
     accepted: BoolArray
     hit_detection_cap: bool
+    copied_from: str | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -121,7 +142,28 @@ class LabelledImage:
             )
 
 
-ImageOutcome = LabelledImage | FailedImage
+@dataclass(frozen=True, slots=True)
+class CopiedImage:
+    """An image whose bytes are those of its twin: it needs no detector, its labels are to be copied."""
+
+    ref: ImageRef
+    facts: ImageFacts
+    twin: Twin
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedImage:
+    """A known image that is no longer listed; `ref` is what was last known of it."""
+
+    ref: ImageRef
+    facts: ImageFacts = field(default_factory=ImageFacts)
+
+
+ImageOutcome = LabelledImage | FailedImage | DeletedImage
+"""What one row of `images` tells."""
+
+Settled = FailedImage | CopiedImage
+"""What is known of an image without a detector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +226,19 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class PreparedBlock:
-    """What one read returns: every image of the block, in plan order, either in a group or failed.
+    """What one read returns: every image of the block, in plan order, either in a group or settled.
 
     Attributes:
         refs: the block's images in plan order.
         facts: one per image.
-        failed: failures by position in the block.
+        settled: those that need no detector, by position in the block.
         groups: the rest, one group per padded shape, in order of first appearance.
         spans: when it was read and decoded.
     """
 
     refs: tuple[ImageRef, ...]
     facts: tuple[ImageFacts, ...]
-    failed: Mapping[int, FailedImage]
+    settled: Mapping[int, Settled]
     groups: tuple[PreparedGroup, ...]
     spans: tuple[Span, ...] = ()
 
@@ -243,11 +285,14 @@ class PlanCounts:
     """How many listed images fell into each class.
 
     Attributes:
-        num_listed: distinct image URIs: the sum of the four classes.
+        num_listed: distinct image URIs: the sum of new, changed, failed_retry, stale and unchanged.
         num_new: never labelled, or deleted meanwhile.
         num_changed: etag differs; without an etag on either side, size or time differ.
         num_failed_retry: failed last time and are tried again.
         num_unchanged: not in the manifest; failed images that are not retried among them.
+        num_stale: unchanged bytes, labelled by another model or with another setting of it, that are labelled again.
+        num_quarantined: of the unchanged, those that failed too often to be tried again.
+        num_deleted: known and no longer listed: rows of the run, but none of its listed images.
         num_undated: listed, of any class, with neither etag nor size nor time: a later change of them cannot be seen.
         bytes_planned: of the images in the manifest, as far as the listing states sizes.
     """
@@ -259,10 +304,13 @@ class PlanCounts:
     num_unchanged: int
     num_undated: int = 0
     bytes_planned: int = 0
+    num_stale: int = 0
+    num_quarantined: int = 0
+    num_deleted: int = 0
 
     @property
     def num_planned(self) -> int:
-        """Images in the manifest."""
+        """Images to label."""
         return self.num_listed - self.num_unchanged
 
     def failures_allowed(self, max_failure_rate: float) -> float:
@@ -278,6 +326,7 @@ class ShardReport:
         failures: count by `stage:code`.
         seconds: by stage, see `timeline.STAGES`; `idle` is the detector waiting for pixels.
         bytes_read: of the images that could be read.
+        num_copied: of the labelled, those whose labels were copied from an image of the same bytes.
     """
 
     shard_id: int
@@ -288,6 +337,7 @@ class ShardReport:
     failures: Mapping[str, int]
     seconds: Mapping[str, float]
     bytes_read: int = 0
+    num_copied: int = 0
 
     @property
     def num_failed(self) -> int:

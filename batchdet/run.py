@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -29,12 +30,13 @@ from batchdet.labelling import RunContext
 from batchdet.profiling import StageTotals, write_profile
 from batchdet.progress import Progress
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
+from batchdet.storage.classify import Comparison
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
 from batchdet.storage.ledger import Ledger
-from batchdet.storage.listing import list_images
+from batchdet.storage.listing import covers, list_images
 from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
-from batchdet.storage.planning import count_plan, make_plan
+from batchdet.storage.planning import count_plan, make_plan, refuse_vanishing
 from batchdet.storage.registry import fetch_model
 
 ACCEPT_FAILURES = (
@@ -51,6 +53,9 @@ SAME_FIELDS = (
     "storage.source",
 )
 """Fields of a job that change rows, beside source, model and policy."""
+
+STALE_FIELDS = ("model.precision", "reading.decode")
+"""Fields whose change makes labels stale, beside the model and a lower `model.score_floor`."""
 
 RECORDED_VERSIONS = (
     "ray",
@@ -116,21 +121,23 @@ def label_bucket(
         FailureRateError: too many images failed; the run stays open.
         InterruptedRunError: Ctrl-C or SIGTERM.
     """
+    deadline = None if job.limits.max_hours is None else time.time() + 3600 * job.limits.max_hours
     with _output_errors(job):
         output = open_store(job.output, job.storage.output)
         output.probe_writable()
     with runner.ready(job, progress):
         plan = _open_run(job, Ledger(output), progress, listing, new_run=new_run)
-        return _label(RunContext(job, plan, profile), runner, progress, Ledger(output))
+        return _label(RunContext(job, plan, profile, deadline), runner, progress, Ledger(output))
 
 
 def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledger) -> RunRow:
     job, plan = context.job, context.plan
     if plan.counts.num_undated:
         progress.log(f"{plan.counts.num_undated} images have no etag, size or time: a later change of them is not seen")
+    ledger.commit_deleted(plan)
     committed = ledger.committed(plan.run_id)
     pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
-    progress.planned(plan.run_id, plan.counts, images_done=plan.images_in(committed))
+    progress.planned(plan.run_id, plan.counts, images_done=plan.images_to_label(committed))
     failed = ledger.counts(plan.run_id).num_failed if committed else 0
     budget = _FailureBudget(plan.counts.failures_allowed(job.limits.max_failure_rate), progress, failed, StageTotals())
     started = time.monotonic()
@@ -142,7 +149,8 @@ def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledg
         raise InterruptedRunError(f"stopped; {_how_to_resume(ledger, plan)}") from interrupt
     seconds = time.monotonic() - started
     try:
-        return _close_run(job, ledger, plan, budget.totals.images / seconds if budget.totals.images else 0.0)
+        pace = budget.totals.images / seconds if budget.totals.images else 0.0
+        return _stop_run(context, ledger, progress, pace) or _close_run(job, ledger, plan, pace)
     finally:
         _tell_stages(context, budget.totals, seconds, progress, ledger)
 
@@ -152,6 +160,8 @@ def _tell_stages(context: RunContext, totals: StageTotals, seconds: float, progr
     if not totals.images:
         return
     lines = [totals.labellers_line()]
+    if totals.copied:
+        lines.append(f"{totals.copied:,} images hold bytes that were labelled before: their labels were copied")
     if context.profile:
         try:
             lines = write_profile(ledger.output, context.plan.run_id, totals, seconds)
@@ -162,14 +172,18 @@ def _tell_stages(context: RunContext, totals: StageTotals, seconds: float, progr
 
 
 def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
-    """What `label_bucket` would do, counted; writes nothing and loads no model.
+    """What `label_bucket` would plan, counted; writes nothing. Loads the model if there are labels to compare with.
 
     Raises:
-        UserError: the source or the output is unusable.
+        UserError: the source, the output or the model is unusable, or the listing looks broken.
     """
     with _output_errors(job):
         ledger = Ledger(open_store(job.output, job.storage.output))
-    return count_plan(_listing(job, progress), _known(ledger), job.plan)
+        rows = ledger.complete_runs()
+    comparison = _comparison(job, describe_model(job), rows, ledger) if rows else Comparison()
+    counts, num_known = count_plan(_listing(job, progress), _known(ledger, rows), job.plan, comparison)
+    refuse_vanishing(counts, num_known, job.plan, job.source)
+    return counts
 
 
 def describe_model(job: JobConfig) -> ModelInfo:
@@ -203,22 +217,54 @@ def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, listing: Listi
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
     current = [plan for plan in open_runs if not new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
+    stopped = None if new_run or current else ledger.stopped_run()
+    if stopped and _other_job(stopped, job, model) is None:
+        current = [stopped]
     if current:
         _require_same_job(current[0], job, model)
         progress.log(f"resuming run {current[0].run_id}")
     else:
-        if rows and rows[0].model_digest != model.digest:
-            progress.log(f"another model than run {rows[0].run_id}: unchanged images keep the labels they have")
-        if rows and rows[0].policy_digest != job.policy.digest:
-            progress.log(f"another policy than run {rows[0].run_id}: unchanged images keep what was accepted then")
+        _tell_differences(job, model, rows, progress)
         header = _new_header(job, ledger, model, rows)
         listed = _listing(job, progress) if listing is None else listing
-        current = [make_plan(ledger.output, header, listed, _known(ledger), job.plan)]
+        comparison = _comparison(job, model, rows, ledger, is_whole=listing is None)
+        current = [make_plan(ledger.output, header, listed, _known(ledger, rows), job.plan, comparison)]
     for plan in open_runs:
         if plan.run_id != current[0].run_id:
             progress.log(f"closing run {plan.run_id} as partial")
             ledger.close(ledger.closing_row(plan, "partial", 0.0))
     return current[0]
+
+
+def _tell_differences(job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], progress: Progress) -> None:
+    if rows and rows[0].model_digest != model.digest:
+        what = "are labelled again" if job.plan.relabel_stale else "keep the labels they have (plan.relabel_stale)"
+        progress.log(f"another model than run {rows[0].run_id}: unchanged images {what}")
+    if rows and rows[0].policy_digest != job.policy.digest:
+        progress.log(
+            f"another policy than run {rows[0].run_id}: unchanged images keep what was accepted then; "
+            "`batchdet refilter` applies the policy to what is stored"
+        )
+
+
+def _comparison(
+    job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], ledger: Ledger, *, is_whole: bool = True
+) -> Comparison:
+    """How the images of complete runs stand to a run of this job; of a partial listing nothing is taken for deleted."""
+    same = [row for row in rows if row.model_digest == model.digest and _same_settings(row, job)]
+    copied = [row.run_id for row in same if row.policy_digest == job.policy.digest]
+    return Comparison(
+        same_model=frozenset(row.run_id for row in same),
+        covers=covers(job.source, job.storage.source, job.plan.extensions) if is_whole else None,
+        labelled_bytes=partial(ledger.labelled_bytes, copied) if copied else None,
+    )
+
+
+def _same_settings(row: RunRow, job: JobConfig) -> bool:
+    """Whether a run's labels hold what this job's settings would give; a lower floor's hold those of a higher one."""
+    then, now = json.loads(row.config), job.model_dump(mode="json")
+    floors = (value_at(then, "model.score_floor"), job.model.score_floor)
+    return floors[0] <= floors[1] and all(value_at(then, field) == value_at(now, field) for field in STALE_FIELDS)
 
 
 def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow]) -> PlanHeader:
@@ -237,6 +283,15 @@ def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence
 
 def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
     """A run is finished with what it was begun with, or its rows would not be of one kind."""
+    difference = _other_job(plan, job, model)
+    if difference is not None:
+        raise ConfigError(
+            f"{difference}; finish it with the job it was begun with, or close it as partial with --new-run"
+        )
+
+
+def _other_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> str | None:
+    """How this job would make other rows than the run it was begun with; None where it would not."""
     begun, given = json.loads(plan.header.config), job.model_dump(mode="json")
     same = {
         "source": (plan.header.source, job.source),
@@ -245,10 +300,8 @@ def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
     } | {field: (value_at(begun, field), value_at(given, field)) for field in SAME_FIELDS}
     for field, (then, now) in same.items():
         if then != now:
-            raise ConfigError(
-                f"{field}: the open run {plan.run_id} was begun with {then}, this job has {now}; finish it with the "
-                "job it was begun with, or close it as partial with --new-run"
-            )
+            return f"{field}: the open run {plan.run_id} was begun with {then}, this job has {now}"
+    return None
 
 
 def value_at(tree: Any, field: str) -> Any:
@@ -256,6 +309,17 @@ def value_at(tree: Any, field: str) -> Any:
     for name in field.split("."):
         tree = tree[name]
     return tree
+
+
+def _stop_run(context: RunContext, ledger: Ledger, progress: Progress, images_per_second: float) -> RunRow | None:
+    """The row of a run that its time ended; None where no shard is left."""
+    plan = context.plan
+    if not context.is_over or len(ledger.committed(plan.run_id)) == plan.num_shards:
+        return None
+    progress.log(f"stopped after limits.max_hours {context.job.limits.max_hours:g}: {_how_to_resume(ledger, plan)}")
+    row = ledger.closing_row(plan, "partial", images_per_second)
+    ledger.close(row)
+    return row
 
 
 def _close_run(job: JobConfig, ledger: Ledger, plan: RunPlan, images_per_second: float) -> RunRow:
@@ -288,8 +352,8 @@ def _skipped(job: JobConfig) -> str | None:
     return job.output if job.storage.source == job.storage.output else None
 
 
-def _known(ledger: Ledger) -> Iterator[pa.RecordBatch]:
-    return ledger.known_images([row.run_id for row in ledger.complete_runs()])
+def _known(ledger: Ledger, rows: Sequence[RunRow]) -> Iterator[pa.RecordBatch]:
+    return ledger.known_images([row.run_id for row in rows])
 
 
 def recorded_versions() -> dict[str, str]:

@@ -97,7 +97,7 @@ def test_plain_commits_are_told_in_time_and_the_last_at_once() -> None:
         progress.shard_committed(report(shard_id))
     lines = stream.getvalue().splitlines()
     assert lines[0] == (
-        "run R: 1,300 images listed, 1,000 to label (900 new, 80 changed, 20 failed before), 300 unchanged"
+        "run R: 1,300 images listed, 1,000 to label (900 new, 80 changed, 20 failed before, 0 stale), 300 unchanged"
     )
     assert [line.split(" images")[0] for line in lines[1:]] == ["400 of 1,000", "800 of 1,000", "1,000 of 1,000"]
     assert LINE_SECONDS == 10.0

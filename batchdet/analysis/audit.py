@@ -97,7 +97,9 @@ def _check_closed(
     elif row.status != "complete":
         complete = [row.run_id for row in history.closed if row.status == "complete"]
         rest = f"the newest complete run is {complete[0]}" if complete else "no run is complete yet"
-        findings.complain(check, f"it was given up: closed as {row.status} with {done}; {rest}")
+        stopped = row.run_id == history.run_ids[0]
+        how = "it is stopped, and `batchdet label` goes on with it" if stopped else "it was given up"
+        findings.complain(check, f"{how}: closed as {row.status} with {done}; {rest}")
 
 
 def _check_counts(plan: RunPlan, row: RunRow | None, findings: Findings) -> None:
@@ -117,6 +119,7 @@ def _recount(plan: RunPlan, findings: Findings) -> dict[str, int | str]:
     return {
         "num_listed": plan.counts.num_listed,
         "num_unchanged": plan.counts.num_unchanged,
+        "num_deleted": findings.num_deleted,
         "num_labelled": findings.num_labelled,
         "num_empty": findings.num_empty,
         "num_failed": findings.num_failed,

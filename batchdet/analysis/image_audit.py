@@ -38,7 +38,7 @@ class _Rows:
             self.findings.complain(check, f"{self.where}: {self.uris[found[0]]} {finding}", len(found))
 
 
-def check_images(images: pa.Table, shard_id: int, where: str, findings: Findings) -> None:
+def check_images(images: pa.Table, shard_id: int, where: str, findings: Findings, *, is_gone: bool = False) -> None:
     """Check what the rows say of themselves, and add them to the counts.
 
     Args:
@@ -46,6 +46,7 @@ def check_images(images: pa.Table, shard_id: int, where: str, findings: Findings
         shard_id: which shard they are of.
         where: the file, for the findings.
         findings: added to.
+        is_gone: the shard is one of images that are no longer listed.
     """
     rows = _Rows(images, images.column("image_uri").to_pylist(), where, findings)
     wrong = false_or_null(pc.equal(images.column("shard_id"), pa.scalar(shard_id, pa.int32())))
@@ -54,9 +55,12 @@ def check_images(images: pa.Table, shard_id: int, where: str, findings: Findings
     labelled = _is(images, "status", "labelled")
     failed = _is(images, "status", "failed")
     findings.num_labelled += int(labelled.sum())
+    deleted = _is(images, "status", "deleted")
     findings.num_failed += int(failed.sum())
+    findings.num_deleted += int(deleted.sum())
     findings.num_empty += int((labelled & _is(images, "num_detections", 0)).sum())
-    for finding, found in _unsound(images, labelled, failed).items():
+    rows.complain("statuses are sound", deleted != is_gone, "is deleted" if not is_gone else "is not deleted")
+    for finding, found in _unsound(images, labelled, failed, deleted).items():
         rows.complain("statuses are sound", found, finding)
 
 
@@ -107,9 +111,11 @@ def _check_facts(shard: Shard, rows: _Rows) -> None:
         rows.complain("listed facts are the plan's", wrong, f"has another {field.name}")
 
 
-def _unsound(images: pa.Table, labelled: BoolArray, failed: BoolArray) -> dict[str, BoolArray]:
+def _unsound(images: pa.Table, labelled: BoolArray, failed: BoolArray, deleted: BoolArray) -> dict[str, BoolArray]:
     """[N] of every way a row can contradict its status."""
-    found = {"has no status of labelled or failed": ~(labelled | failed)}
+    found = {"has no status of labelled, failed or deleted": ~(labelled | failed | deleted)}
+    for name in (*COUNTED, *FAILURE, *DECODED):
+        found[f"(deleted) has a {name}"] = deleted & ~_any_null(images, (name,))
     found["(labelled) lacks its counts"] = labelled & _any_null(images, COUNTED)
     for name in DECODED:
         found[f"(labelled) lacks {name}"] = labelled & _any_null(images, (name,))
@@ -118,8 +124,9 @@ def _unsound(images: pa.Table, labelled: BoolArray, failed: BoolArray) -> dict[s
         found[f"(failed) lacks {name}"] = failed & _any_null(images, (name,))
     stages = pc.is_in(images.column("failure_stage"), value_set=pa.array(STAGES, pa.string()))
     found["(failed) has an unknown failure_stage"] = failed & ~_any_null(images, FAILURE[:1]) & false_or_null(stages)
-    for name in COUNTED:
+    for name in (*COUNTED, "copied_from"):
         found[f"(failed) has a {name}"] = failed & ~_any_null(images, (name,))
+    found["(labelled) has failed_runs"] = labelled & ~_any_null(images, ("failed_runs",))
     for name in ("width", "height"):
         found[f"has a {name} under 1"] = _true(pc.less(images.column(name), pa.scalar(1, pa.int32())))
     found["lacks labelled_at"] = _any_null(images, ("labelled_at",))

@@ -15,7 +15,7 @@ CHECKS = {
     "listed facts are the plan's": "etag, size_bytes and last_modified of each image are those of the plan",
     "rows carry their shard_id": "in both tables",
     "statuses are sound": "labelled images have counts, size, digest and decoder, failed ones a stage, a code and a "
-    "reason, and none has what belongs to the other",
+    "reason, deleted ones none of these, and none has what belongs to another",
     "detections belong to labelled images": "of the same shard",
     "counts are the detections'": "num_candidates and num_detections of each image equal its stored and accepted rows",
     "detections are in order": "images ascend by image_uri; detection_index counts from 0 while scores fall",
@@ -76,7 +76,7 @@ class Findings:
     """Counts and complaints while shards go by.
 
     Attributes:
-        last_uri: greatest image_uri of the shards so far, in UTF-8 byte order.
+        last_uri: greatest image_uri of the shards so far of this part of the plan, in UTF-8 byte order.
     """
 
     first: dict[str, str] = field(default_factory=dict)
@@ -84,6 +84,7 @@ class Findings:
     num_labelled: int = 0
     num_empty: int = 0
     num_failed: int = 0
+    num_deleted: int = 0
     num_detections: int = 0
     num_candidates: int = 0
     last_uri: str | None = None

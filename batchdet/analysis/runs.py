@@ -59,7 +59,7 @@ def _describe(ledger: Ledger, plan: RunPlan) -> OpenRun:
         model=plan.header.model.reference,
         num_listed=plan.counts.num_listed,
         num_planned=plan.counts.num_planned,
-        num_committed=plan.images_in(committed),
+        num_committed=plan.images_to_label(committed),
         shards_committed=len(committed),
         shards_total=plan.num_shards,
     )

@@ -93,9 +93,17 @@ class Driver:
             BatchdetError: the run cannot go on.
         """
         while self._unfinished:
+            if self._context.is_over:
+                self._let_rest()
             self._staff()
             self._hand_out()
             self._collect()
+
+    def _let_rest(self) -> None:
+        """Begin nothing more; what is under way ends as it would."""
+        self._unfinished -= {*self._todo, *(suspect.shard_id for suspect in self._suspects)}
+        self._todo.clear()
+        self._suspects.clear()
 
     def dismiss(self) -> None:
         """End every labeller at once."""

@@ -89,4 +89,4 @@ class _Window:
 def _died(ref: ImageRef, attempts: int, error: RayError) -> PreparedBlock:
     reason = f"reading it ended {attempts} worker processes ({type(error).__name__})"
     failed = FailedImage(ref, "decode", "worker_died", reason)
-    return PreparedBlock(refs=(ref,), facts=(ImageFacts(),), failed={0: failed}, groups=())
+    return PreparedBlock(refs=(ref,), facts=(ImageFacts(),), settled={0: failed}, groups=())

@@ -19,9 +19,9 @@ from batchdet.engine.staging import Staged, Stager, Waiting, open_stager
 from batchdet.errors import OutOfMemoryError
 from batchdet.records import (
     FailedImage,
-    ImageOutcome,
     LabelledImage,
     PreparedBlock,
+    Settled,
 )
 from batchdet.timeline import Timeline
 
@@ -32,6 +32,9 @@ MAX_WAITING_BYTES = 1 << 30
 
 _log = logging.getLogger(__name__)
 _Shape = tuple[int, int]
+
+Detected = LabelledImage | Settled
+"""What became of an image: labelled, or settled before it came here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def detect_blocks(
     postfilter: PostFilter,
     timeline: Timeline | None = None,
     safe: SafeBatches | None = None,
-) -> Iterator[ImageOutcome]:
+) -> Iterator[Detected]:
     """Every image of a shard's blocks as exactly one outcome, in plan order.
 
     A batch the device has no memory for is halved, and batches of that padded shape stay as small for as long as
@@ -127,7 +130,7 @@ class _ShardRun:
     batcher: _Batcher
     stager: Stager
     staged: deque[tuple[Sequence[Waiting], Callable[[], Staged]]] = field(default_factory=deque)
-    outcomes: dict[int, ImageOutcome] = field(default_factory=dict)
+    outcomes: dict[int, Detected] = field(default_factory=dict)
     taken: int = 0
     given: int = 0
 
@@ -138,8 +141,8 @@ class _ShardRun:
         for position, (ref, facts) in enumerate(zip(block.refs, block.facts, strict=True)):
             place = self.taken
             self.taken += 1
-            if position in block.failed:
-                self.outcomes[place] = block.failed[position]
+            if position in block.settled:
+                self.outcomes[place] = block.settled[position]
                 continue
             group, index = prepared[position]
             for images in self.batcher.add(Waiting(place, ref, facts, group, index)):
@@ -151,7 +154,7 @@ class _ShardRun:
         while self.staged:
             self._detect(*self.staged.popleft())
 
-    def ready(self) -> Iterator[ImageOutcome]:
+    def ready(self) -> Iterator[Detected]:
         while self.given in self.outcomes:
             yield self.outcomes.pop(self.given)
             self.given += 1
@@ -216,7 +219,7 @@ def _timed(blocks: Iterable[PreparedBlock], timeline: Timeline) -> Iterator[Prep
         yield block
 
 
-def _outcomes(images: Sequence[Waiting], verdict: Verdict) -> Iterator[ImageOutcome]:
+def _outcomes(images: Sequence[Waiting], verdict: Verdict) -> Iterator[Detected]:
     """One outcome an image, in batch order."""
     found = verdict.detections
     boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()

@@ -15,6 +15,7 @@ from batchdet.engine.resize import output_size, padded_size, resize_normalised
 from batchdet.engine.scale import Scale, full_scale
 from batchdet.errors import DecodeError
 from batchdet.records import (
+    CopiedImage,
     EncodedImage,
     FailedImage,
     FloatArray,
@@ -22,6 +23,7 @@ from batchdet.records import (
     InputSpec,
     PreparedBlock,
     PreparedGroup,
+    Settled,
 )
 
 
@@ -65,8 +67,8 @@ def prepare_block(
     """Decode, turn upright, resize, normalise and pad every image of a block as torchvision's transform would.
 
     An image that cannot be decoded becomes a FailedImage of stage `decode` with the code of its DecodeError, or
-    `degenerate_size` when the model's resize would leave it no pixels (1 × 4000 under an R-CNN). Never raises for
-    an image.
+    `degenerate_size` when the model's resize would leave it no pixels (1 × 4000 under an R-CNN). An image that has
+    the bytes of one of its twins becomes a CopiedImage and is not decoded. Never raises for an image.
 
     Args:
         encoded: the images as read, in plan order; those that could not be read pass through.
@@ -75,12 +77,12 @@ def prepare_block(
         scale: at which scale JPEGs are decoded; sizes and facts are those of the full picture at any.
     """
     builders: dict[tuple[int, int], GroupBuilder] = {}
-    failed: dict[int, FailedImage] = {}
+    settled: dict[int, Settled] = {}
     facts: list[ImageFacts] = []
     for position, image in enumerate(encoded):
         outcome = image if isinstance(image, FailedImage) else _decode_image(image, spec, max_pixels, scale)
-        if isinstance(outcome, FailedImage):
-            failed[position] = outcome
+        if isinstance(outcome, FailedImage | CopiedImage):
+            settled[position] = outcome
             facts.append(outcome.facts)
             continue
         decoded, image_facts = outcome
@@ -94,16 +96,19 @@ def prepare_block(
     return PreparedBlock(
         refs=tuple(image.ref for image in encoded),
         facts=tuple(facts),
-        failed=failed,
+        settled=settled,
         groups=tuple(builder.build() for builder in builders.values()),
     )
 
 
 def _decode_image(
     image: EncodedImage, spec: InputSpec, max_pixels: int, scale: Scale
-) -> tuple[DecodedImage, ImageFacts] | FailedImage:
+) -> tuple[DecodedImage, ImageFacts] | Settled:
     digest = "sha256:" + hashlib.sha256(image.data).hexdigest()
     bytes_facts = ImageFacts(content_digest=digest, size_bytes=len(image.data))
+    for twin in image.ref.twins:
+        if twin.content_digest == digest:
+            return CopiedImage(image.ref, bytes_facts, twin)
     try:
         decoded = decode(image.data, max_pixels, functools.partial(scale, spec))
     except DecodeError as error:

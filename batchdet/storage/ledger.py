@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet.errors import NotFoundError, OpenShardsError
-from batchdet.records import ImageOutcome, LabelledImage, RunRow, Shard, ShardReport
+from batchdet.records import DeletedImage, ImageOutcome, LabelledImage, RunRow, Shard, ShardReport
 from batchdet.storage.filesystem import Store
 from batchdet.storage.parquet import opened, read_rows
-from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan
+from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan, read_shard
 from batchdet.storage.reader import prefetch
 from batchdet.storage.schema import (
     DETECTIONS_ENCODING,
     IMAGES_ENCODING,
     KNOWN,
+    LABELLED_BYTES,
     RUNS,
     RUNS_ENCODING,
     FileStamp,
@@ -46,6 +47,7 @@ class RunCounts:
         num_shards: committed.
         num_labelled: images with status labelled, the empty ones included.
         num_empty: labelled images without an accepted detection.
+        num_deleted: images with status deleted.
         num_detections: accepted detections.
         failures: count by `stage:code`.
     """
@@ -55,6 +57,7 @@ class RunCounts:
     num_labelled: int
     num_empty: int
     num_failed: int
+    num_deleted: int
     num_detections: int
     failures: dict[str, int]
 
@@ -101,6 +104,14 @@ class Ledger:
                 except NotFoundError:
                     continue  # its planner died before plan.json: the run was never opened
         return plans
+
+    def stopped_run(self) -> RunPlan | None:
+        """The plan of the newest run, if it was closed as partial and none was begun since."""
+        newest = self.run_ids()[-1:]
+        if newest and newest[0] in self._closed_run_ids():
+            row = self._read_run(f"runs/{newest[0]}.parquet")
+            return read_plan(self._output, row.run_id) if row.status == "partial" else None
+        return None
 
     def run_ids(self) -> list[str]:
         """Every run id in use, closed, open or only begun, ascending."""
@@ -155,12 +166,23 @@ class Ledger:
             failures=count_failures(outcomes),
             seconds=timeline.seconds,
             bytes_read=sum(outcome.facts.size_bytes or 0 for outcome in outcomes),
+            num_copied=sum(image.copied_from is not None for image in labelled),
         )
+
+    def commit_deleted(self, plan: RunPlan) -> None:
+        """Commit what is left of the plan's shards of images that are gone; they need no labeller.
+
+        Raises:
+            StorageError: the plan cannot be read, or the output refused a file; the rest stays open.
+        """
+        for shard_id in sorted(set(plan.parts[-1]) - self.committed(plan.run_id)):
+            shard = read_shard(self._output, plan, shard_id)
+            self.commit(plan, shard, [DeletedImage(ref) for ref in shard.images])
 
     def counts(self, run_id: str) -> RunCounts:
         """Counts of a run, derived from its committed images files; a file at a time is held per reading thread."""
         shard_ids = sorted(self.committed(run_id))
-        total = RunCounts(len(shard_ids), 0, 0, 0, 0, 0, {})
+        total = RunCounts(len(shard_ids), 0, 0, 0, 0, 0, 0, {})
         with ThreadPoolExecutor(_READ_THREADS) as threads:
             for part in threads.map(lambda shard_id: self._count_shard(run_id, shard_id), shard_ids):
                 total = _add(total, part)
@@ -189,7 +211,7 @@ class Ledger:
             num_empty=counts.num_empty,
             num_failed=counts.num_failed,
             num_unchanged=plan.counts.num_unchanged,
-            num_deleted=0,
+            num_deleted=counts.num_deleted,
             num_detections=counts.num_detections,
             images_per_second=images_per_second,
             versions=header.versions,
@@ -214,8 +236,15 @@ class Ledger:
 
     def known_images(self, run_ids: Iterable[str]) -> Iterator[pa.RecordBatch]:
         """Rows of `schema.KNOWN` of every committed image of these runs, streamed; a few files are held at a time."""
+        return self._stream(run_ids, self._known_in_shard)
+
+    def labelled_bytes(self, run_ids: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        """Rows of `schema.LABELLED_BYTES` of every labelled image of these runs, streamed likewise."""
+        return self._stream(run_ids, self._labelled_in_shard)
+
+    def _stream(self, run_ids: Iterable[str], read: Callable[[tuple[str, int]], pa.Table]) -> Iterator[pa.RecordBatch]:
         shards = ((run_id, shard_id) for run_id in run_ids for shard_id in sorted(self.committed(run_id)))
-        for table in prefetch(shards, self._known_in_shard, _READ_THREADS, _READ_BYTES, _READ_THREADS):
+        for table in prefetch(shards, read, _READ_THREADS, _READ_BYTES, _READ_THREADS):
             yield from table.to_batches()
 
     def _closed_run_ids(self) -> list[str]:
@@ -234,13 +263,18 @@ class Ledger:
         uri = self._output.child_uri(name)
         with opened(self._output.open_input(name)) as file:
             check_schema_version(file.schema_arrow.metadata, uri)
-            return read_rows(file, columns)
+            # a file of before a column was added lacks it
+            there = [column for column in columns if column in file.schema_arrow.names]
+            return read_rows(file, there)
 
     def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
-        columns = [name for name in KNOWN.names if name != "run_id"]
+        return _completed(self._read_columns(_file_name("images", *shard), KNOWN.names), KNOWN, shard)
+
+    def _labelled_in_shard(self, shard: tuple[str, int]) -> pa.Table:
+        columns = [*LABELLED_BYTES.names, "status"]
         table = self._read_columns(_file_name("images", *shard), columns)
-        run_ids = pa.array([shard[0]] * len(table), pa.string())
-        return table.append_column("run_id", run_ids).select(KNOWN.names).cast(KNOWN)
+        labelled = pc.and_(pc.equal(table["status"], pa.scalar("labelled")), pc.is_valid(table["content_digest"]))
+        return _completed(table.filter(labelled), LABELLED_BYTES, shard)
 
     def _count_shard(self, run_id: str, shard_id: int) -> RunCounts:
         columns = ["status", "num_detections", "failure_stage", "failure_code"]
@@ -256,9 +290,18 @@ class Ledger:
             num_labelled=_count_true(pc.equal(table["status"], pa.scalar("labelled"))),
             num_empty=_count_true(pc.equal(table["num_detections"], pa.scalar(0, pa.int32()))),
             num_failed=len(failed),
+            num_deleted=_count_true(pc.equal(table["status"], pa.scalar("deleted"))),
             num_detections=pc.sum(table["num_detections"]).as_py() or 0,
             failures=failures,
         )
+
+
+def _completed(table: pa.Table, schema: pa.Schema, shard: tuple[str, int]) -> pa.Table:
+    """The columns of a schema: where the rows are is added, what the file lacks is null."""
+    constant = {"run_id": shard[0], "shard_id": shard[1]}
+    for name in set(schema.names) - set(table.column_names):
+        table = table.append_column(name, pa.array([constant.get(name)] * len(table), schema.field(name).type))
+    return table.select(schema.names).cast(schema)
 
 
 def _add(left: RunCounts, right: RunCounts) -> RunCounts:

@@ -15,7 +15,7 @@ from batchdet.storage.location import locate
 from batchdet.storage.manifest import is_manifest, read_manifest
 from batchdet.storage.names import printable_name
 from batchdet.storage.pages import Row, pages
-from batchdet.storage.patterns import compile_glob, has_magic
+from batchdet.storage.patterns import Glob, compile_glob, has_magic
 from batchdet.storage.schema import LISTING
 
 BATCH_ROWS = 10_000
@@ -67,6 +67,33 @@ def list_images(
         raise SourceError(f"source {source}: holds no images; extensions looked for: {', '.join(extensions)}")
 
 
+def covers(source: str, options: Mapping[str, Any], extensions: Sequence[str]) -> Wanted:
+    """Whether `list_images` would list a URI if it were there; of a manifest every URI, for it may name any.
+
+    Args:
+        source: as of `list_images`, as are the others.
+        options: of the source's filesystem.
+        extensions: of images.
+
+    Raises:
+        SourceError: the source is a broken pattern.
+    """
+    if not has_magic(source) and is_manifest(source):
+        return lambda _uri: True
+    store = open_store(source, options)
+    if has_magic(source):
+        fits = _glob(source, store, extensions).matches
+    else:
+        endings = tuple(f".{extension.lower()}" for extension in extensions)
+        fits = lambda key: key.startswith(f"{store.root}/") and key.lower().endswith(endings)  # noqa: E731
+    scheme = f"{store.uri.partition('://')[0]}://"
+
+    def is_covered(uri: str) -> bool:
+        return uri.startswith(scheme) and fits(locate(uri).path)
+
+    return is_covered
+
+
 def _ignore(_seen: int) -> None:
     pass
 
@@ -86,13 +113,18 @@ def _open_source(
 
 
 def _open_glob(source: str, store: Store, extensions: Sequence[str]) -> tuple[Iterator[list[Row]], Wanted]:
+    glob = _glob(source, store, extensions)
+    return pages(store, glob.prefix, glob.max_folders), glob.matches
+
+
+def _glob(source: str, store: Store, extensions: Sequence[str]) -> Glob:
     try:
         glob = compile_glob(store.root, extensions)
     except ValueError as error:
         raise SourceError(f"source {source}: {error}") from error
     if "/" not in glob.prefix:
         raise SourceError(f"source {source}: a bucket's name cannot be a pattern")
-    return pages(store, glob.prefix, glob.max_folders), glob.matches
+    return glob
 
 
 def _without(listed: Iterator[list[Row]], store: Store, output: str) -> Iterator[list[Row]]:

@@ -1,22 +1,25 @@
 """The plan of a run: its header, its counts and its shards, written once and read back. Knows no engine, no cluster.
 
-_plans/<run_id>/manifest-<00000>.parquet   images to label, sorted by image_uri; one row group per shard
+_plans/<run_id>/manifest-<00000>.parquet   one row group per shard
 _plans/<run_id>/plan.json                  written last: from then on the run is open
+
+Shards come in three parts, each sorted by image_uri: images whose bytes are new, images to label again, and images that
+are gone. So a run that is stopped has done first what nobody has seen yet.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from batchdet.errors import OutputError
-from batchdet.records import ImageRef, InputSpec, ModelInfo, PlanCounts, Shard
+from batchdet.records import ImageRef, InputSpec, ModelInfo, PlanCounts, Shard, Twin
 from batchdet.storage.filesystem import Store
 from batchdet.storage.parquet import opened, read_rows
-from batchdet.storage.schema import LISTING, FileStamp, check_version
+from batchdet.storage.schema import FileStamp, check_version
 
 PLANS = "_plans"
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
@@ -58,14 +61,12 @@ class RunPlan:
 
     Attributes:
         counts: listed images by class.
-        num_shards: shards are numbered from 0; none when there is nothing to do.
-        images_per_shard: of every shard but the last.
+        images_per_shard: of every shard but the last of a part.
         shards_per_file: row groups of every manifest file but the last.
     """
 
     header: PlanHeader
     counts: PlanCounts
-    num_shards: int
     images_per_shard: int
     shards_per_file: int
 
@@ -74,10 +75,36 @@ class RunPlan:
         """The run's id."""
         return self.header.run_id
 
-    def images_in(self, shard_ids: Iterable[int]) -> int:
-        """Images of these shards together."""
-        last = self.counts.num_planned - (self.num_shards - 1) * self.images_per_shard
-        return sum(last if shard_id == self.num_shards - 1 else self.images_per_shard for shard_id in shard_ids)
+    @property
+    def parts(self) -> tuple[range, range, range]:
+        """Shards of new bytes, of images to label again, and of images that are gone."""
+        begin, found = 0, []
+        for images in self._part_images:
+            end = begin - (-images // self.images_per_shard)
+            found.append(range(begin, end))
+            begin = end
+        fresh, stale, gone = found
+        return fresh, stale, gone
+
+    @property
+    def num_shards(self) -> int:
+        """Shards are numbered from 0; none when there is nothing to do."""
+        return self.parts[-1].stop
+
+    def images_to_label(self, shard_ids: Collection[int]) -> int:
+        """Images to label of these shards together."""
+        found = 0
+        for shards, images in list(zip(self.parts, self._part_images, strict=True))[:2]:
+            inside = sum(shard_id in shards for shard_id in shard_ids)
+            found += inside * self.images_per_shard
+            if shards and shards[-1] in shard_ids:
+                found -= len(shards) * self.images_per_shard - images
+        return found
+
+    @property
+    def _part_images(self) -> tuple[int, int, int]:
+        counts = self.counts
+        return counts.num_planned - counts.num_stale, counts.num_stale, counts.num_deleted
 
 
 def new_run_id(now: datetime, previous: Iterable[str] = ()) -> str:
@@ -124,8 +151,7 @@ def read_shard(output: Store, plan: RunPlan, shard_id: int) -> Shard:
     name = manifest_name(plan.run_id, shard_id // plan.shards_per_file)
     with opened(output.open_input(name)) as file:
         table = read_rows(file, row_group=shard_id % plan.shards_per_file)
-    columns = [table.column(field.name).to_pylist() for field in LISTING]
-    return Shard(plan.run_id, shard_id, tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
+    return Shard(plan.run_id, shard_id, tuple(_ref_from_row(row) for row in table.to_pylist()))
 
 
 def plan_name(run_id: str) -> str:
@@ -136,6 +162,17 @@ def plan_name(run_id: str) -> str:
 def manifest_name(run_id: str, number: int) -> str:
     """One file of the sorted images."""
     return f"{PLANS}/{run_id}/manifest-{number:05d}.parquet"
+
+
+def _ref_from_row(row: dict[str, Any]) -> ImageRef:
+    return ImageRef(
+        uri=row["image_uri"],
+        etag=row["etag"],
+        size_bytes=row["size_bytes"],
+        last_modified=row["last_modified"],
+        failed_runs=row["failed_runs"] or 0,
+        twins=tuple(Twin(**twin) for twin in row["twins"] or ()),
+    )
 
 
 def _plan_from_json(tree: dict[str, Any]) -> RunPlan:

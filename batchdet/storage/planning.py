@@ -11,21 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchdet.config import PlanConfig
+from batchdet.errors import SourceError
 from batchdet.records import PlanCounts
-from batchdet.storage.classify import Classified, classified
+from batchdet.storage.classify import PARTS, Classified, Comparison, classified
 from batchdet.storage.filesystem import Store
 from batchdet.storage.plan import PlanHeader, RunPlan, manifest_name, plan_name
-from batchdet.storage.schema import LISTING, SCHEMA_VERSION, Encoding, writer_options
+from batchdet.storage.schema import PLANNED, SCHEMA_VERSION, Encoding, writer_options
 
 _MANIFEST_ROWS = 262_144
+_ALL_THE_SAME = Comparison()
 
 
 def count_plan(
-    listing: Iterable[pa.RecordBatch], known: Iterable[pa.RecordBatch], plan_config: PlanConfig
-) -> PlanCounts:
-    """What a plan would hold; writes nothing to the output."""
-    with classified(listing, known, plan_config.retry_failed) as result:
-        return result.counts
+    listing: Iterable[pa.RecordBatch],
+    known: Iterable[pa.RecordBatch],
+    plan_config: PlanConfig,
+    comparison: Comparison = _ALL_THE_SAME,
+) -> tuple[PlanCounts, int]:
+    """What a plan would hold, and how many images earlier runs know; writes nothing to the output."""
+    with classified(listing, known, plan_config, comparison) as result:
+        return result.counts, result.num_known
 
 
 def make_plan(
@@ -34,39 +39,55 @@ def make_plan(
     listing: Iterable[pa.RecordBatch],
     known: Iterable[pa.RecordBatch],
     plan_config: PlanConfig,
+    comparison: Comparison = _ALL_THE_SAME,
 ) -> RunPlan:
     """Write the plan of a run, `plan.json` last; from then on the run is open.
 
     Args:
         output: the output folder.
         header: what the run is.
-        plan_config: how the listing is cut.
+        plan_config: how the listing is classified and cut.
         listing: batches of `schema.LISTING`, in any order.
         known: batches of `schema.KNOWN`: the rows of complete runs.
+        comparison: how known images stand to this run.
 
     Raises:
-        SourceError: raised by the listing.
+        SourceError: raised by the listing; or so many known images are gone that the listing must be broken.
         StorageError: the output refused a file.
     """
-    with classified(listing, known, plan_config.retry_failed) as result:
-        counts = result.counts
+    with classified(listing, known, plan_config, comparison) as result:
+        refuse_vanishing(result.counts, result.num_known, plan_config, header.source)
         plan = RunPlan(
             header=header,
-            counts=counts,
-            num_shards=-(-counts.num_planned // plan_config.images_per_shard),
+            counts=result.counts,
             images_per_shard=plan_config.images_per_shard,
             shards_per_file=max(1, _MANIFEST_ROWS // plan_config.images_per_shard),
         )
+        result.find_twins()
         _write_manifests(output, plan, result)
     output.write_bytes(plan_name(plan.run_id), _plan_json(plan).encode())
     return plan
 
 
+def refuse_vanishing(counts: PlanCounts, num_known: int, plan_config: PlanConfig, source: str) -> None:
+    """Take a listing that lacks too many of the known images for a broken one.
+
+    Raises:
+        SourceError
+    """
+    if counts.num_deleted > plan_config.max_deleted_fraction * num_known:
+        raise SourceError(
+            f"source {source}: {counts.num_deleted:,} of {num_known:,} known images are no longer listed, more than "
+            f"plan.max_deleted_fraction {plan_config.max_deleted_fraction:g} allows; if the listing is whole, raise "
+            "it; if it is partial, --no-delete keeps them"
+        )
+
+
 def _write_manifests(output: Store, plan: RunPlan, result: Classified) -> None:
     """Manifest files one after the other: one file of row groups is all that is held in memory."""
-    options = writer_options(LISTING, Encoding(sorted_by=("image_uri",)))
-    schema = LISTING.with_metadata(plan.header.stamp.metadata())
-    shards = result.batches(plan.images_per_shard)
+    options = writer_options(PLANNED, Encoding(sorted_by=("image_uri",)))
+    schema = PLANNED.with_metadata(plan.header.stamp.metadata())
+    shards = (batch for part in PARTS for batch in result.batches(part, plan.images_per_shard))
     for number in range(-(-plan.num_shards // plan.shards_per_file)):
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, schema, **options) as writer:
@@ -82,7 +103,6 @@ def _plan_json(plan: RunPlan) -> str:
         "schema_version": SCHEMA_VERSION,
         "header": header,
         "counts": asdict(plan.counts),
-        "num_shards": plan.num_shards,
         "images_per_shard": plan.images_per_shard,
         "shards_per_file": plan.shards_per_file,
     }

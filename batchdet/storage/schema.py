@@ -23,10 +23,26 @@ _LISTED: dict[str, pa.DataType] = {
 }
 
 LISTING = pa.schema(_LISTED)
-"""What a listing knows of an image; also the columns of a plan's manifest."""
+"""What a listing knows of an image."""
 
-KNOWN = pa.schema({**_LISTED, "status": pa.string(), "run_id": pa.string()})
+KNOWN = pa.schema({**_LISTED, "status": pa.string(), "failed_runs": pa.int32(), "run_id": pa.string()})
 """What a plan asks of the images that earlier runs ended with."""
+
+_TWIN: dict[str, pa.DataType] = {
+    "image_uri": pa.string(),
+    "run_id": pa.string(),
+    "shard_id": pa.int32(),
+    "content_digest": pa.string(),
+}
+
+TWIN = pa.schema(_TWIN)
+"""A labelled image that another may share its bytes with; field names are those of `records.Twin`."""
+
+LABELLED_BYTES = pa.schema([*TWIN, pa.field("etag", pa.string()), pa.field("size_bytes", pa.int64())])
+"""What a plan asks of the images that earlier runs labelled."""
+
+PLANNED = pa.schema([*LISTING, pa.field("failed_runs", pa.int32()), pa.field("twins", pa.list_(pa.struct(list(TWIN))))])
+"""A row of a plan's manifest; field names are those of `records.ImageRef`."""
 
 _IMAGES: dict[str, pa.DataType] = {
     **_LISTED,
@@ -44,7 +60,12 @@ _IMAGES: dict[str, pa.DataType] = {
     "decoder": pa.string(),
     "shard_id": pa.int32(),
     "labelled_at": UTC_TIMESTAMP,
+    "copied_from": pa.string(),
+    "failed_runs": pa.int32(),
 }
+
+ADDED = ("copied_from", "failed_runs")
+"""Columns of `IMAGES` that files of earlier versions lack; they count as null there."""
 
 IMAGES = pa.schema(_IMAGES)
 """One row per image of a run. A failed image has null counts: how many objects it shows is unknown, not zero."""
@@ -141,7 +162,16 @@ class Encoding:
 
 
 IMAGES_ENCODING = Encoding(
-    dictionary=("exif_orientation", "status", "failure_stage", "failure_code", "failure_reason", "decoder", "shard_id"),
+    dictionary=(
+        "exif_orientation",
+        "status",
+        "failure_stage",
+        "failure_code",
+        "failure_reason",
+        "decoder",
+        "shard_id",
+        "failed_runs",
+    ),
     sorted_by=("image_uri",),
 )
 DETECTIONS_ENCODING = Encoding(
@@ -168,6 +198,14 @@ def writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
         "sorting_columns": [pq.SortingColumn(schema.get_field_index(name)) for name in encoding.sorted_by],
         "write_page_index": True,
     }
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `ADDED` that its file lacks, null, in the schema's order."""
+    missing = [name for name in schema.names if name in ADDED and name not in table.column_names]
+    for name in missing:
+        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    return table.select([name for name in schema.names if name in table.column_names]) if missing else table
 
 
 def check_schema_version(metadata: Mapping[bytes, bytes] | None, uri: str) -> None:

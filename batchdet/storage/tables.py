@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchdet.records import FailedImage, ImageOutcome, IntArray, LabelledImage, Shard
+from batchdet.records import DeletedImage, FailedImage, ImageOutcome, IntArray, LabelledImage, Shard
 from batchdet.storage.schema import DETECTIONS, IMAGES
+
+_STATUS = {LabelledImage: "labelled", FailedImage: "failed", DeletedImage: "deleted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def _images_table(shard: Shard, outcomes: Sequence[ImageOutcome], labelled_at: d
         "width": [fact.width for fact in facts],
         "height": [fact.height for fact in facts],
         "exif_orientation": [fact.exif_orientation for fact in facts],
-        "status": ["labelled" if failure is None else "failed" for failure in failed],
+        "status": [_STATUS[type(outcome)] for outcome in outcomes],
         "failure_stage": [failure and failure.stage for failure in failed],
         "failure_code": [failure and failure.code for failure in failed],
         "failure_reason": [failure and failure.reason for failure in failed],
@@ -90,6 +92,8 @@ def _images_table(shard: Shard, outcomes: Sequence[ImageOutcome], labelled_at: d
         "decoder": [fact.decoder for fact in facts],
         "shard_id": np.full(count, shard.shard_id, np.int32),
         "labelled_at": [labelled_at] * count,
+        "copied_from": [image and image.copied_from for image in labelled],
+        "failed_runs": [failure and failure.ref.failed_runs + 1 for failure in failed],
     }
     return _table(columns, IMAGES)
 

@@ -82,7 +82,7 @@ def test_a_run_closed_as_partial_fails(output: Store) -> None:
     commit(output, plan, IMAGES, [0])
     close(output, plan, "partial")
     said = failed(audit_run(output))["run is complete"]
-    assert said.startswith("it was given up: closed as partial with 1 of 3 shards committed")
+    assert said.startswith("it is stopped, and `batchdet label` goes on with it: closed as partial with 1 of 3 shards")
     assert said.endswith("the newest complete run is 20260302T120000Z-00000001")
 
 
@@ -124,7 +124,7 @@ TAMPERINGS = [
     ("images", lambda table: table.slice(1), "every image once", "s3://b/a has no row"),
     ("images", put("image_uri", 0, "s3://b/zzz"), "every image once", "s3://b/zzz is not in this shard"),
     ("images", put("shard_id", 0, 7), "rows carry their shard_id", "s3://b/a has another shard_id than 0"),
-    ("images", put("status", 0, "deleted"), "statuses are sound", "s3://b/a has no status of"),
+    ("images", put("status", 0, "deleted"), "statuses are sound", "s3://b/a is deleted"),
     ("images", put("num_candidates", 0, None), "statuses are sound", "s3://b/a (labelled) lacks its counts"),
     ("images", put("failure_code", 1, None), "statuses are sound", "s3://b/b (failed) lacks failure_code"),
     ("images", put("failure_reason", 1, None), "statuses are sound", "s3://b/b (failed) lacks failure_reason"),

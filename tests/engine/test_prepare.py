@@ -171,8 +171,8 @@ def test_a_picture_resized_to_nothing_fails_in_a_row(height: int, width: int) ->
     spec = InputSpec(None, 800, 1333, 32, MEAN, STD)
     block = prepare_block([encoded("thin.png", png(noise(height, width)))], spec, NO_LIMIT)
     assert block.groups == ()
-    assert (block.failed[0].stage, block.failed[0].code) == ("decode", "degenerate_size")
-    assert block.failed[0].facts.width == width
+    assert (block.settled[0].stage, block.settled[0].code) == ("decode", "degenerate_size")
+    assert block.settled[0].facts.width == width
     with pytest.raises(RuntimeError, match="greater than 0"):
         stock(spec)([stock_input(noise(height, width))])
 
@@ -190,9 +190,9 @@ def test_groups_by_padded_shape_keep_order_and_failures() -> None:
     assert [ref.uri for ref in block.refs] == [image.ref.uri for image in images]
     assert [group.positions.tolist() for group in block.groups] == [[0, 3], [1]]
     assert [group.pixels.shape for group in block.groups] == [(2, 3, 320, 448), (1, 3, 448, 320)]
-    assert block.failed.keys() == {2, 4}
-    assert block.failed[2] is unread
-    assert (block.failed[4].stage, block.failed[4].code) == ("decode", "not_an_image")
+    assert block.settled.keys() == {2, 4}
+    assert block.settled[2] is unread
+    assert (block.settled[4].stage, block.settled[4].code) == ("decode", "not_an_image")
     assert len(block.facts) == len(images)
     assert block.facts[0].width == 64
     assert block.facts[4].content_digest is not None
@@ -319,4 +319,4 @@ def test_photographs_feed_a_detector_what_stock_torchvision_feeds_it(
 
 def test_an_empty_block_is_empty() -> None:
     block = prepare_block([], SSD, NO_LIMIT)
-    assert (block.refs, block.facts, block.groups, dict(block.failed)) == ((), (), (), {})
+    assert (block.refs, block.facts, block.groups, dict(block.settled)) == ((), (), (), {})

@@ -100,6 +100,7 @@ def test_counts_are_those_of_the_rows(output: Store) -> None:
         num_labelled=int((images.status == "labelled").sum()),
         num_empty=int((images.num_detections == 0).sum()),
         num_failed=int((images.status == "failed").sum()),
+        num_deleted=0,
         num_detections=int(detections.accepted.sum()),
         failures={"decode:truncated": 3},
     )

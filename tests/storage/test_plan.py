@@ -19,7 +19,7 @@ from batchdet.records import ImageRef, InputSpec
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.plan import RUN_ID, RunPlan, new_run_id, read_plan, read_shard, run_time
 from batchdet.storage.planning import count_plan, make_plan
-from batchdet.storage.schema import LISTING
+from batchdet.storage.schema import KNOWN
 from tests.benchmarks.plan_memory import made_known, made_listing
 from tests.servers.faults import Fault, FaultProxy
 from tests.servers.s3 import Bucket
@@ -50,7 +50,7 @@ def test_written_and_read_back(output: Store) -> None:
     assert [len(shard.images) for shard in shards] == [4, 4, 2]
     assert [image for shard in shards for image in shard.images] == list(refs(10))
     assert {(shard.run_id, shard.shard_id) for shard in shards} == {(RUN, 0), (RUN, 1), (RUN, 2)}
-    assert plan.images_in([0, 2]) == 6
+    assert plan.images_to_label([0, 2]) == 6
 
 
 def test_every_field_comes_back(tmp_path: Path) -> None:
@@ -69,13 +69,17 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_is_a_plan(output: Store) -> None:
-    known = [pa.RecordBatch.from_arrays([*batch.columns, pa.array(["labelled"] * 3), pa.array(["r"] * 3)],
-        names=[*LISTING.names, "status", "run_id"]) for batch in listing(refs(3))]  # fmt: skip
+    known = [
+        pa.RecordBatch.from_arrays(
+            [*batch.columns, pa.array(["labelled"] * 3), pa.nulls(3, pa.int32()), pa.array(["r"] * 3)], schema=KNOWN
+        )
+        for batch in listing(refs(3))
+    ]
     plan = make_plan(output, header(), listing(refs(3)), known, PlanConfig())
     assert (plan.num_shards, plan.counts.num_unchanged) == (0, 3)
     assert read_plan(output, RUN) == plan
     assert list(output.list(f"_plans/{RUN}")) == [f"_plans/{RUN}/plan.json"]
-    assert plan.images_in([]) == 0
+    assert plan.images_to_label([]) == 0
     with pytest.raises(ValueError, match="asked for 0"):
         read_shard(output, plan, 0)
 
@@ -105,10 +109,10 @@ def test_one_row_group_a_shard_and_bounded_files(tmp_path: Path) -> None:
 
 
 def test_large_plan_counts_every_class() -> None:
-    counts = count_plan(made_listing(200_000, changed_every=10), made_known(150_000), PlanConfig())
+    counts, num_known = count_plan(made_listing(200_000, changed_every=10), made_known(150_000), PlanConfig())
     assert (counts.num_listed, counts.num_new, counts.num_changed) == (200_000, 50_000, 15_000)
-    assert (counts.num_failed_retry, counts.num_unchanged) == (3_000, 132_000)
-    kept = count_plan(made_listing(1_000), made_known(1_000), PlanConfig(retry_failed=False))
+    assert (counts.num_failed_retry, counts.num_unchanged, num_known) == (3_000, 132_000, 150_000)
+    kept, _ = count_plan(made_listing(1_000), made_known(1_000), PlanConfig(retry_failed=False))
     assert (kept.num_failed_retry, kept.num_unchanged) == (0, 1_000)
 
 

@@ -33,7 +33,8 @@ CONTRACT = {
         """image_uri: string, etag: string, size_bytes: int64, last_modified: timestamp[us, tz=UTC], width: int32,
         height: int32, exif_orientation: int8, status: string, failure_stage: string, failure_code: string,
         failure_reason: string, num_detections: int32, num_candidates: int32, hit_detection_cap: bool,
-        content_digest: string, decoder: string, shard_id: int32, labelled_at: timestamp[us, tz=UTC]""",
+        content_digest: string, decoder: string, shard_id: int32, labelled_at: timestamp[us, tz=UTC],
+        copied_from: string, failed_runs: int32""",
     ),
     "detections": (
         DETECTIONS,

@@ -38,6 +38,8 @@ def plain_images(outcome: ImageOutcome) -> dict[str, object]:
         "decoder": facts.decoder,
         "shard_id": 7,
         "labelled_at": NOON,
+        "copied_from": None,
+        "failed_runs": None if good else 1,
     }
 
 
