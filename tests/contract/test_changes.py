@@ -1,0 +1,214 @@
+"""A bucket that changes from run to run: nothing is labelled twice, and nothing stale or gone stays in sight."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchdet.analysis.audit import audit_run
+from batchdet.analysis.query import ask_columns
+from batchdet.config import JobConfig
+from batchdet.demo.broken import draw_broken
+from batchdet.demo.scenes import draw_scenes
+from batchdet.errors import SourceError
+from batchdet.labelling import Hardware, InlineRunner, RunContext
+from batchdet.records import RunRow
+from batchdet.run import label_bucket, plan_bucket
+from batchdet.storage.filesystem import open_store
+from tests.contract.conftest import Recorder
+
+MakeJob = Callable[..., JobConfig]
+
+
+@dataclass
+class Night:
+    """What a run did."""
+
+    row: RunRow
+    recorder: Recorder
+
+    @property
+    def copied(self) -> int:
+        return sum(report.num_copied for report in self.recorder.reports)
+
+    @property
+    def detected(self) -> int:
+        return self.row.num_labelled - self.copied
+
+    @property
+    def classes(self) -> dict[str, int]:
+        counts = self.recorder.counts
+        assert counts is not None
+        names = ("new", "changed", "failed_retry", "stale", "unchanged", "quarantined", "deleted")
+        return {name: getattr(counts, f"num_{name}") for name in names if getattr(counts, f"num_{name}")}
+
+
+@dataclass
+class Bucket:
+    folder: Path
+    make_job: MakeJob
+    output: Path
+    fields: dict[str, object] = field(default_factory=dict)
+
+    def job(self, **fields: object) -> JobConfig:
+        given = {"source": str(self.folder), "output": str(self.output), "plan.images_per_shard": 3}
+        return self.make_job(**(given | self.fields | fields))
+
+    def label(self, runner: Any = None, **fields: object) -> Night:
+        recorder = Recorder()
+        row = label_bucket(self.job(**fields), runner or InlineRunner(Hardware("cpu", 1)), recorder)
+        return Night(row, recorder)
+
+    def night(self, **fields: object) -> Night:
+        """A run that is complete and passes its audit."""
+        night = self.label(**fields)
+        assert night.row.status == "complete"
+        audit_run(open_store(str(self.output), {})).require_passed()
+        return night
+
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        return ask_columns(open_store(str(self.output), {}), sql).to_pylist()
+
+    def current(self) -> dict[str, str]:
+        rows = self.ask("SELECT image_uri, status FROM current_images")
+        return {row["image_uri"].rsplit("/", 1)[-1]: row["status"] for row in rows}
+
+
+@pytest.fixture
+def bucket(make_job: MakeJob, tmp_path: Path) -> Bucket:
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+    for number, drawn in enumerate(draw_scenes(seed=5, count=8)):
+        (folder / f"{number}{Path(drawn.name).suffix}").write_bytes(drawn.data)
+    return Bucket(folder, make_job, tmp_path / "labels")
+
+
+def picture(bucket: Bucket, number: int) -> Path:
+    (found,) = bucket.folder.glob(f"{number}.*")
+    return found
+
+
+def fresh_scene(seed: int) -> bytes:
+    return draw_scenes(seed=seed, count=1)[0].data
+
+
+def test_moved_and_copied_bytes_cost_no_forward_pass(bucket: Bucket) -> None:
+    bucket.night()
+    moved, copied = picture(bucket, 0), picture(bucket, 1)
+    moved.rename(bucket.folder / f"moved{moved.suffix}")
+    shutil.copy(copied, bucket.folder / f"copy{copied.suffix}")
+    (bucket.folder / "another.jpg").write_bytes(fresh_scene(6))
+    night = bucket.night()
+    assert night.classes == {"new": 3, "unchanged": 7, "deleted": 1}
+    assert (night.copied, night.detected, night.row.num_deleted) == (2, 1, 1)
+    assert moved.name not in bucket.current()
+    marks = bucket.ask("SELECT image_uri, copied_from FROM current_images WHERE copied_from IS NOT NULL")
+    assert {row["copied_from"] for row in marks} == {moved.as_uri(), copied.as_uri()}
+    names = "label, score, xmin, ymin, xmax, ymax, accepted, image_width"
+    for row in marks:
+        pair = (row["image_uri"], row["copied_from"])
+        mine, theirs = (
+            bucket.ask(f"SELECT {names} FROM all_detections WHERE image_uri = '{uri}' ORDER BY detection_index")
+            for uri in pair
+        )
+        assert mine == theirs
+
+
+def test_bytes_that_come_back_are_known_again(bucket: Bucket) -> None:
+    bucket.night()
+    gone = picture(bucket, 3)
+    data = gone.read_bytes()
+    gone.unlink()
+    assert bucket.night().classes == {"unchanged": 7, "deleted": 1}
+    assert gone.name not in bucket.current()
+    gone.write_bytes(data)
+    night = bucket.night()
+    assert (night.classes, night.copied, night.detected) == ({"new": 1, "unchanged": 7}, 1, 0)
+    assert bucket.current()[gone.name] == "labelled"
+
+
+def test_copies_whose_source_is_gone_are_labelled_anew(bucket: Bucket) -> None:
+    first = bucket.night()
+    picture(bucket, 0).rename(bucket.folder / "moved.jpg")
+
+    class Vandal(InlineRunner):
+        def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+            shutil.rmtree(bucket.output / f"detections/run_id={first.row.run_id}")
+            super().run(context, shard_ids, progress)
+
+    night = bucket.label(Vandal(Hardware("cpu", 1)))
+    assert (night.copied, night.detected, night.row.num_failed) == (0, 1, 0)
+
+
+def test_a_failing_image_is_tried_so_often_and_rests_until_its_bytes_change(bucket: Bucket) -> None:
+    bad = bucket.folder / "bad.jpg"
+    bad.write_bytes(next(drawn.data for drawn in draw_broken(seed=1) if "truncated" in drawn.name))
+    fields = {"plan.max_retries": 2}
+    classes = [bucket.night(**fields).classes for _ in range(5)]
+    retried = {"failed_retry": 1, "unchanged": 8}
+    resting = {"unchanged": 9, "quarantined": 1}
+    assert classes == [{"new": 9}, retried, retried, resting, resting]
+    tries = bucket.ask("SELECT failed_runs FROM all_images WHERE status = 'failed' ORDER BY run_id")
+    assert [row["failed_runs"] for row in tries] == [1, 2, 3]
+    assert bucket.current()[bad.name] == "failed"
+    bad.write_bytes(fresh_scene(9))
+    assert bucket.night(**fields).classes == {"changed": 1, "unchanged": 8}
+    assert bucket.current()[bad.name] == "labelled"
+
+
+def test_labels_of_other_settings_are_stale(bucket: Bucket) -> None:
+    bucket.night()
+    assert bucket.night(**{"model.score_floor": 0.2}).classes == {"unchanged": 8}, "candidates over 0.05 hold them"
+    assert bucket.night(**{"reading.decode": "fast", "plan.relabel_stale": False}).classes == {"unchanged": 8}
+    (bucket.folder / "new.jpg").write_bytes(fresh_scene(7))
+    fields = {"reading.decode": "fast"}
+    assert plan_bucket(bucket.job(**fields), Recorder()).num_stale == 8
+    night = bucket.night(**fields)
+    assert (night.classes, night.detected) == ({"new": 1, "stale": 8}, 9)
+    (first,) = bucket.ask(f"SELECT image_uri FROM all_images WHERE run_id = '{night.row.run_id}' AND shard_id = 0")
+    assert first["image_uri"].endswith("new.jpg"), "what nobody has seen yet comes first"
+    assert bucket.night(**fields).classes == {"unchanged": 9}
+
+
+def test_a_listing_that_lacks_most_images_is_refused(bucket: Bucket) -> None:
+    bucket.night()
+    for number in range(5):
+        picture(bucket, number).unlink()
+    with pytest.raises(SourceError, match=r"5 of 8 known images are no longer listed.*--no-delete"):
+        bucket.label()
+    assert len(bucket.current()) == 8
+    assert bucket.night(**{"plan.delete_missing": False}).classes == {"unchanged": 3}
+    assert bucket.night(**{"plan.max_deleted_fraction": 0.7}).classes == {"unchanged": 3, "deleted": 5}
+    assert len(bucket.current()) == 3
+
+
+def test_another_source_into_the_same_output_deletes_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.night()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x.jpg").write_bytes(fresh_scene(8))
+    assert bucket.night(source=str(other)).classes == {"new": 1}
+    assert bucket.night(source=f"{bucket.folder}/[0-3].*").classes == {"unchanged": 4}
+    assert len(bucket.current()) == 9
+
+
+def test_a_run_out_of_time_is_partial_and_the_next_goes_on(bucket: Bucket) -> None:
+    hour = {"limits.max_hours": 1e-9}
+    stopped = bucket.label(**hour)
+    assert (stopped.row.status, stopped.row.num_labelled) == ("partial", 0)
+    assert any("max_hours" in line for line in stopped.recorder.lines)
+    again = bucket.label(**hour)
+    assert (again.row.run_id, again.row.status) == (stopped.row.run_id, "partial")
+    night = bucket.night()
+    assert (night.row.run_id, night.row.num_labelled) == (stopped.row.run_id, 8)
+    assert bucket.night().classes == {"unchanged": 8}
+
+
+def test_a_stopped_run_of_another_job_is_left_behind(bucket: Bucket) -> None:
+    stopped = bucket.label(**{"limits.max_hours": 1e-9})
+    night = bucket.night(**{"policy.score_threshold": 0.7})
+    assert night.row.run_id != stopped.row.run_id
+    assert night.classes == {"new": 8}
