@@ -33,6 +33,7 @@ SURFACE = {
         "--to",
     ],
     "demo": ["--dir", "--json", "--retrain"],
+    "diff": ["--alarms", "--json", "--set", "--to", "OUTPUT", "RUN_A", "RUN_B"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
     "evaluate": ["--gold", "--images", "--json", "--model", "--output", "--ray", "--set", "--to"],
     "label": [
@@ -211,6 +212,13 @@ MISTAKES = [
     (["query", "{tmp}/out put", FAILS_LATE, "--json"], "SQL: Conversion Error"),
     (["query", "{tmp}/out put", "SELECT selct"], 'SQL: Binder Error: Referenced column "selct"'),
     (["audit", "{tmp}/out put", "--run", "x"], "--run x: "),
+    (["diff", "{tmp}/out put", "x", run_id(1)], "run x: "),
+    (["diff", "{tmp}/out put", run_id(1), run_id(1)], "is the same run twice"),
+    (["diff", "{tmp}/out put", run_id(1), "x", "--set", "policy.nms=x"], "--set policy.nms: only storage.output.*"),
+    (["diff", "{tmp}/out put", "x", "y", "--set", "compare.iou_threshold=0"], "compare.iou_threshold"),
+    (["diff", "{tmp}/out put", "x", "y", "--set", "alarms.max_frob=1"], "alarms.max_frob: unknown field"),
+    (["diff", "{tmp}/out put", "x", "y", "--alarms", "{tmp}/none.yaml"], "alarms file {tmp}/none.yaml"),
+    (["diff", "{tmp}/out put", "x", "y", "--to", "nope://x"], "--to nope://x"),
     (["label"], "source: required"),
     (["label", "--source", "x", "--output", "y"], "model: required"),
     (["label", "--ray", "somewhere", "--source", "x", "--output", "y", "--model", "torchvision:nope"], "HOST:PORT"),
@@ -383,7 +391,9 @@ def test_reading_commands_load_neither_torch_nor_ray(output: Path) -> None:
         "import sys; from batchdet.cli.main import main; code = main(sys.argv[1:]); "
         "assert code == 0; sys.exit(','.join({'torch', 'ray', 'botocore'} & set(sys.modules)) or 0)"
     )
-    for arguments in (["runs", str(output)], ["audit", str(output)], ["query", str(output), "SELECT 1"]):
+    whole_run(open_store(str(output), {}), 2, {"s3://b/a": Image(1)}, etag="other")
+    compared = ["diff", str(output), run_id(1), run_id(2)]
+    for arguments in (["runs", str(output)], ["audit", str(output)], ["query", str(output), "SELECT 1"], compared):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             capture_output=True,
