@@ -161,14 +161,14 @@ class Account:
         gained = int(self.gained[[_RELABELLED, _SAME], code].sum())
         number: dict[str, Any] = dict(zip(BOX_CHANGES, kinds.tolist(), strict=True))
         objects = sum(number.values()) + gained
-        churned = number["added"] + number["removed"] + number.pop("reclassed") + gained
-        lost = int(kinds[RECLASSED])
+        lost = number.pop("reclassed")
+        churned = number["added"] + number["removed"] + lost + gained
         return {
             **number,
             "reclassed_from": lost,
             "reclassed_to": gained,
             "objects": objects,
-            "churn": _share(churned + lost, objects),
+            "churn": _share(churned, objects),
             "scores": describe_drift(self.before.of(code), self.after.of(code)),
             "runs": describe_drift(self.run_before.of(code), self.run_after.of(code)),
         }

@@ -99,12 +99,13 @@ def _pairs(before: Boxes, after: Boxes) -> Iterator[tuple[IntArray, IntArray]]:
 def _reaching(before: Boxes, after: Boxes, rows: IntArray, columns: IntArray, iou_threshold: float) -> Matches:
     for low, high in ((0, 2), (1, 3)):
         # most pairs are apart along one axis: two comparisons spare them the arithmetic
-        meets = before.corners[rows, low] <= after.corners[columns, high]
-        meets &= after.corners[columns, low] <= before.corners[rows, high]
-        rows, columns = rows[meets], columns[meets]
-    iou = pairwise_iou(before.corners[rows], after.corners[columns])
-    reaches = iou >= iou_threshold
-    return Matches(rows[reaches], columns[reaches], iou[reaches])
+        meets = before.corners[:, low].take(rows) <= after.corners[:, high].take(columns)
+        meets &= after.corners[:, low].take(columns) <= before.corners[:, high].take(rows)
+        kept = np.flatnonzero(meets)
+        rows, columns = rows.take(kept), columns.take(kept)
+    iou = pairwise_iou(before.corners.take(rows, axis=0), after.corners.take(columns, axis=0))
+    reaches = np.flatnonzero(iou >= iou_threshold)
+    return Matches(rows.take(reaches), columns.take(reaches), iou.take(reaches))
 
 
 def pairwise_iou(left: DoubleArray, right: DoubleArray) -> DoubleArray:
@@ -114,10 +115,14 @@ def pairwise_iou(left: DoubleArray, right: DoubleArray) -> DoubleArray:
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         sides = np.minimum(left[:, 2:], right[:, 2:]) - np.maximum(left[:, :2], right[:, :2])
-        shared = np.prod(np.maximum(sides, 0), axis=1)
-        union = np.prod(left[:, 2:] - left[:, :2], axis=1) + np.prod(right[:, 2:] - right[:, :2], axis=1) - shared
+        shared = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
+        union = _areas(left) + _areas(right) - shared
         found: DoubleArray = np.where(union == 0, (left == right).all(axis=1), shared / union)
     return found
+
+
+def _areas(boxes: DoubleArray) -> DoubleArray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _greedy(pairs: Matches, num_before: int, num_after: int) -> Matches:

@@ -165,7 +165,7 @@ class States:
 
     def population(self) -> pa.Table:
         """Accepted detections of the last run before, counted: category, bin, number, total of scores."""
-        run = repr(self._span.earlier[-1]) if self._span.earlier else "''"
+        run = _quoted(self._span.earlier[-1] if self._span.earlier else "")
         found: pa.Table = self._connection.sql(_POPULATION.format(run=run)).to_arrow_table()
         return found
 

@@ -161,6 +161,26 @@ def test_audit(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAILED\tshard files are the plan's" in captured.out
 
 
+def test_diff(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(str(output), {})
+    whole_run(store, 2, {"s3://b/a": Image(failure="corrupt"), "s3://b/d": Image(1)}, etag="other")
+    compared = ["diff", str(output), run_id(1), run_id(2)]
+    assert main([*compared, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["images"]["newly_failed"], summary["changes"]["added"], summary["alarms"]) == (1, 1, None)
+    assert main([*compared, "--to", str(tmp_path / "night"), "--set", "alarms.min_images=2"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err == ("error: 1 of 2 images failed that had not failed before: 50.0%, 5.0% is allowed\n")
+    assert "newly failed\t1" in captured.out
+    assert "max_failure_rate\t1 of 2 images failed" in captured.out
+    written = json.loads((tmp_path / "night" / "summary.json").read_text())
+    assert [alarm["name"] for alarm in written["alarms"]] == ["max_failure_rate"]
+    assert {**written, "alarms": None} == summary
+    (tmp_path / "alarms.yaml").write_text("max_failure_rate: 0.6\nmin_images: 2\n")
+    assert main([*compared, "--alarms", str(tmp_path / "alarms.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["alarms"] == []
+
+
 def test_sql(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for dialect in ("duckdb", "spark", "athena", "trino"):
         assert main(["sql", str(output), "--dialect", dialect]) == 0
