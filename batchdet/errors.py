@@ -22,6 +22,7 @@ BatchdetError
 │   └── DivergedError          a training's loss is no longer a number
 ├── GateError                  a model is not promoted: it measures worse than the live one; exit 3
 ├── DriftError                 pseudo-labels are unlike gold; exit 3
+├── AlarmError                 what changed between two runs is past a threshold; exit 3
 └── AuditError                 the receipt does not add up; exit 3
 """
 
@@ -162,6 +163,12 @@ class GateError(BatchdetError):
 
 class DriftError(BatchdetError):
     """The pseudo-labels have far more or fewer boxes than gold labels do."""
+
+    exit_code = 3
+
+
+class AlarmError(BatchdetError):
+    """What changed between two runs is past a threshold that was asked for."""
 
     exit_code = 3
 

@@ -58,7 +58,7 @@ def ask(output: Store, sql: str) -> Iterator[Answer]:
     """
     filesystem = CommittedFileSystem(list_committed(output))
     with duckdb.connect(":memory:", config=dict(_NO_EXTENSIONS)) as connection, _mapped(filesystem):
-        _define_views(connection, filesystem)
+        define_views(connection, filesystem)
         yield _answer(connection, sql, filesystem)
 
 
@@ -66,12 +66,13 @@ def ask_columns(output: Store, sql: str) -> pa.Table:
     """The whole answer to a query as columns; see `ask`."""
     filesystem = CommittedFileSystem(list_committed(output))
     with duckdb.connect(":memory:", config=dict(_NO_EXTENSIONS)) as connection, _mapped(filesystem):
-        _define_views(connection, filesystem)
+        define_views(connection, filesystem)
         reader = _reader(connection, sql)
         return pa.Table.from_batches(list(_batches(reader, filesystem)), schema=reader.schema)
 
 
-def _define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFileSystem) -> None:
+def define_views(connection: duckdb.DuckDBPyConnection, filesystem: CommittedFileSystem) -> None:
+    """Make the views of an output known to a connection, which from then on can reach nothing else."""
     connection.register_filesystem(filesystem)
     connection.execute(f"SET allowed_directories = ['{ROOT}/']")
     for setting in ("enable_external_access = false", "python_enable_replacements = false", "TimeZone = 'UTC'"):
@@ -137,9 +138,9 @@ def _mapped(filesystem: CommittedFileSystem) -> Iterator[None]:
 
 
 def _refusal(error: Exception, filesystem: CommittedFileSystem) -> BatchdetError:
-    return filesystem.failure or ConfigError(f"SQL: {_one_line(str(error))}")
+    return filesystem.failure or ConfigError(f"SQL: {one_line(str(error))}")
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """DuckDB's message without the excerpt that points into the statement."""
     return " ".join(message.partition("\n\nLINE ")[0].split())

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from batchdet import __version__
 from batchdet.cli import analysis, demo, label, models
 from batchdet.cli.calibrate import calibrate
+from batchdet.cli.diff import diff
 from batchdet.cli.doctor import doctor
 from batchdet.cli.evaluate import evaluate
 from batchdet.cli.retrain import retrain
@@ -34,7 +35,7 @@ batchdet query s3://labels/photos "SELECT * FROM current_detections LIMIT 9"
 
 \b
 Exit codes: 0 done, 1 a run ended with open shards or over its failure rate,
-2 wrong arguments or config, 3 audit or gate failed.
+2 wrong arguments or config, 3 audit or gate failed, or an alarm was raised.
 """
 
 
@@ -80,6 +81,7 @@ for _command in (
     analysis.runs,
     analysis.sql,
     analysis.query,
+    diff,
     retrain,
     evaluate,
     calibrate,

@@ -57,6 +57,7 @@ PARTS = {
     "postprocess": Part("postprocess", "Post-processing, against torchvision's"),
     "reads": Part("reads", "Small objects of S3", quick=("--objects=50", "--rounds=1")),
     "parquet": Part("parquet", "Detections to Parquet", quick=("--images=100", "--rounds=1")),
+    "diff": Part("diff", "Two runs compared, box by box", quick=("--images=4096", "--detections=2"), minutes=1),
     "plan": Part("plan_memory", "Planning ten million keys", ("--keys=10000000",), ("--keys=20000",)),
     "scale": Part("scale", "The driver of many labellers", minutes=10),
 }

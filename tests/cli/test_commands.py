@@ -33,6 +33,7 @@ SURFACE = {
         "--to",
     ],
     "demo": ["--dir", "--json", "--retrain"],
+    "diff": ["--alarms", "--json", "--set", "--to", "OUTPUT", "RUN_A", "RUN_B"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
     "evaluate": ["--gold", "--images", "--json", "--model", "--output", "--ray", "--set", "--to"],
     "label": [
@@ -160,6 +161,26 @@ def test_audit(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAILED\tshard files are the plan's" in captured.out
 
 
+def test_diff(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(str(output), {})
+    whole_run(store, 2, {"s3://b/a": Image(failure="corrupt"), "s3://b/d": Image(1)}, etag="other")
+    compared = ["diff", str(output), run_id(1), run_id(2)]
+    assert main([*compared, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["images"]["newly_failed"], summary["changes"]["added"], summary["alarms"]) == (1, 1, None)
+    assert main([*compared, "--to", str(tmp_path / "night"), "--set", "alarms.min_images=2"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err == ("error: 1 of 2 images failed that had not failed before: 50.0%, 5.0% is allowed\n")
+    assert "newly failed\t1" in captured.out
+    assert "max_failure_rate\t1 of 2 images failed" in captured.out
+    written = json.loads((tmp_path / "night" / "summary.json").read_text())
+    assert [alarm["name"] for alarm in written["alarms"]] == ["max_failure_rate"]
+    assert {**written, "alarms": None} == summary
+    (tmp_path / "alarms.yaml").write_text("max_failure_rate: 0.6\nmin_images: 2\n")
+    assert main([*compared, "--alarms", str(tmp_path / "alarms.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["alarms"] == []
+
+
 def test_sql(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for dialect in ("duckdb", "spark", "athena", "trino"):
         assert main(["sql", str(output), "--dialect", dialect]) == 0
@@ -211,6 +232,13 @@ MISTAKES = [
     (["query", "{tmp}/out put", FAILS_LATE, "--json"], "SQL: Conversion Error"),
     (["query", "{tmp}/out put", "SELECT selct"], 'SQL: Binder Error: Referenced column "selct"'),
     (["audit", "{tmp}/out put", "--run", "x"], "--run x: "),
+    (["diff", "{tmp}/out put", "x", run_id(1)], "run x: "),
+    (["diff", "{tmp}/out put", run_id(1), run_id(1)], "is the same run twice"),
+    (["diff", "{tmp}/out put", run_id(1), "x", "--set", "policy.nms=x"], "--set policy.nms: only storage.output.*"),
+    (["diff", "{tmp}/out put", "x", "y", "--set", "compare.iou_threshold=0"], "compare.iou_threshold"),
+    (["diff", "{tmp}/out put", "x", "y", "--set", "alarms.max_frob=1"], "alarms.max_frob: unknown field"),
+    (["diff", "{tmp}/out put", "x", "y", "--alarms", "{tmp}/none.yaml"], "alarms file {tmp}/none.yaml"),
+    (["diff", "{tmp}/out put", "x", "y", "--to", "nope://x"], "--to nope://x"),
     (["label"], "source: required"),
     (["label", "--source", "x", "--output", "y"], "model: required"),
     (["label", "--ray", "somewhere", "--source", "x", "--output", "y", "--model", "torchvision:nope"], "HOST:PORT"),
@@ -383,7 +411,9 @@ def test_reading_commands_load_neither_torch_nor_ray(output: Path) -> None:
         "import sys; from batchdet.cli.main import main; code = main(sys.argv[1:]); "
         "assert code == 0; sys.exit(','.join({'torch', 'ray', 'botocore'} & set(sys.modules)) or 0)"
     )
-    for arguments in (["runs", str(output)], ["audit", str(output)], ["query", str(output), "SELECT 1"]):
+    whole_run(open_store(str(output), {}), 2, {"s3://b/a": Image(1)}, etag="other")
+    compared = ["diff", str(output), run_id(1), run_id(2)]
+    for arguments in (["runs", str(output)], ["audit", str(output)], ["query", str(output), "SELECT 1"], compared):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             capture_output=True,
