@@ -12,7 +12,7 @@ from batchdet.records import Shard
 from batchdet.storage.filesystem import Store
 from batchdet.storage.parquet import opened, read_rows
 from batchdet.storage.plan import RunPlan, manifest_name, read_shard
-from batchdet.storage.schema import DETECTIONS, IMAGES
+from batchdet.storage.schema import DETECTIONS, IMAGES, completed
 
 
 def shard_name(table: str, run_id: str, shard_id: int) -> str:
@@ -70,6 +70,7 @@ def _read(output: Store, plan: RunPlan, table: str, shard_id: int, findings: Fin
             found = metadata.get(key, b"missing").decode(errors="replace")
             findings.complain("files carry the run's stamp", f"{uri}: {key.decode()} is {found}, not {want.decode()}")
     schema = IMAGES if table == "images" else DETECTIONS
+    read = completed(read, schema)
     if read.schema.equals(schema) and table == "detections" and any(column.null_count for column in read.columns):
         findings.complain("columns are the schema's", f"{uri}: a detection with a null")
         return None

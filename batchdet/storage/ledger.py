@@ -22,12 +22,14 @@ from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan
 from batchdet.storage.reader import prefetch
 from batchdet.storage.schema import (
     DETECTIONS_ENCODING,
+    IMAGES,
     IMAGES_ENCODING,
     KNOWN,
     RUNS,
     RUNS_ENCODING,
     FileStamp,
     check_schema_version,
+    completed,
     encode_table,
 )
 from batchdet.storage.tables import count_failures, shard_tables
@@ -227,14 +229,14 @@ class Ledger:
         with opened(io.BytesIO(self._output.read_bytes(name))) as file:
             table = read_rows(file)
         check_schema_version(table.schema.metadata, self._output.child_uri(name))
-        (values,) = table.select(RUNS.names).to_pylist()
+        (values,) = completed(table, RUNS).select(RUNS.names).to_pylist()
         return RunRow(**values | {"categories": tuple(values["categories"])})
 
     def _read_columns(self, name: str, columns: list[str]) -> pa.Table:
         uri = self._output.child_uri(name)
         with opened(self._output.open_input(name)) as file:
             check_schema_version(file.schema_arrow.metadata, uri)
-            return read_rows(file, columns)
+            return completed(read_rows(file, columns), pa.schema([IMAGES.field(column) for column in columns]))
 
     def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
         columns = [name for name in KNOWN.names if name != "run_id"]
