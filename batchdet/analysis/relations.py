@@ -204,7 +204,7 @@ def _datafusion_base(table: BaseTable, uri: str, is_filled: bool) -> list[str]:
 
 
 def _datafusion_location(table: BaseTable, uri: str) -> str:
-    """The folder; on a disk with a pattern, for there a crash leaves hidden files, and DataFusion reads all it finds."""
+    """The folder; on a disk a pattern in it, as a crash leaves hidden files there and DataFusion reads all it finds."""
     path = uri.removeprefix("file://")
     if path != uri and not any(letter in path for letter in "*?["):
         return f"{path}/{table.folder}/{'**/' if table.is_partitioned else ''}*.parquet"

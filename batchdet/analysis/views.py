@@ -97,8 +97,7 @@ def view_statements(dialect: Dialect, output_uri: str, filled: Collection[str]) 
     relations = [table.name for table in BASE_TABLES] + [view.name for view in _VIEWS]
     names = {name: relation_name(dialect, name) for name in relations}
     return statements + [
-        f"-- {view.meaning}\n{create} {names[view.name]} AS {view.query.format_map(_COLUMNS | names)}"
-        for view in _VIEWS
+        f"-- {view.meaning}\n{create} {names[view.name]} AS {view.query.format(**_COLUMNS, **names)}" for view in _VIEWS
     ]
 
 
