@@ -9,7 +9,8 @@ import duckdb
 import pyarrow as pa
 
 from batchdet.analysis.committed import ROOT, CommittedFileSystem, list_committed
-from batchdet.analysis.views import Dialect, view_script, view_statements
+from batchdet.analysis.relations import Dialect
+from batchdet.analysis.views import view_script, view_statements
 from batchdet.errors import BatchdetError, ConfigError
 from batchdet.storage.filesystem import Store
 

@@ -6,8 +6,8 @@ import typer
 
 from batchdet.analysis.audit import audit_run
 from batchdet.analysis.query import ask, print_views
+from batchdet.analysis.relations import Dialect
 from batchdet.analysis.runs import OpenRun, list_runs
-from batchdet.analysis.views import Dialect
 from batchdet.cli.options import AsJson, OutputUri, StorageSettings, open_output
 from batchdet.cli.output import print_json, print_json_rows, print_table, print_text
 from batchdet.records import RunRow

@@ -29,6 +29,7 @@ from batchdet.storage.schema import (
     RUNS_ENCODING,
     FileStamp,
     check_schema_version,
+    completed,
     encode_table,
 )
 from batchdet.storage.tables import count_failures, shard_tables
@@ -256,7 +257,7 @@ class Ledger:
         with opened(io.BytesIO(self._output.read_bytes(name))) as file:
             table = read_rows(file)
         check_schema_version(table.schema.metadata, self._output.child_uri(name))
-        (values,) = table.select(RUNS.names).to_pylist()
+        (values,) = completed(table, RUNS).select(RUNS.names).to_pylist()
         return RunRow(**values | {"categories": tuple(values["categories"])})
 
     def _read_columns(self, name: str, columns: list[str]) -> pa.Table:
@@ -268,13 +269,13 @@ class Ledger:
             return read_rows(file, there)
 
     def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
-        return _completed(self._read_columns(_file_name("images", *shard), KNOWN.names), KNOWN, shard)
+        return _placed(self._read_columns(_file_name("images", *shard), KNOWN.names), KNOWN, shard)
 
     def _labelled_in_shard(self, shard: tuple[str, int]) -> pa.Table:
         columns = [*LABELLED_BYTES.names, "status"]
         table = self._read_columns(_file_name("images", *shard), columns)
         labelled = pc.and_(pc.equal(table["status"], pa.scalar("labelled")), pc.is_valid(table["content_digest"]))
-        return _completed(table.filter(labelled), LABELLED_BYTES, shard)
+        return _placed(table.filter(labelled), LABELLED_BYTES, shard)
 
     def _count_shard(self, run_id: str, shard_id: int) -> RunCounts:
         columns = ["status", "num_detections", "failure_stage", "failure_code"]
@@ -296,7 +297,7 @@ class Ledger:
         )
 
 
-def _completed(table: pa.Table, schema: pa.Schema, shard: tuple[str, int]) -> pa.Table:
+def _placed(table: pa.Table, schema: pa.Schema, shard: tuple[str, int]) -> pa.Table:
     """The columns of a schema: where the rows are is added, what the file lacks is null."""
     constant = {"run_id": shard[0], "shard_id": shard[1]}
     for name in set(schema.names) - set(table.column_names):

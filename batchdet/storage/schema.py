@@ -1,6 +1,6 @@
 """The tables' columns, their file metadata and how they are encoded. Knows no detector and no place to write to."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,6 @@ _IMAGES: dict[str, pa.DataType] = {
     "failed_runs": pa.int32(),
 }
 
-ADDED = ("copied_from", "failed_runs")
-"""Columns of `IMAGES` that files of earlier versions lack; they count as null there."""
-
 IMAGES = pa.schema(_IMAGES)
 """One row per image of a run. A failed image has null counts: how many objects it shows is unknown, not zero."""
 
@@ -116,6 +113,10 @@ _RUNS: dict[str, pa.DataType] = {
 
 RUNS = pa.schema(_RUNS)
 """One row per run; field names are those of `records.RunRow`."""
+
+ADDED_COLUMNS = frozenset({"copied_from", "failed_runs"})
+"""Columns that came into a table after its first release, by name: nullable, at the table's end, and missing in files
+written before. To add one, name it in its table above and here; readers and views take files without it."""
 
 _VERSION_KEY = b"batchdet.schema_version"
 _ROW_GROUP_ROWS = 65_536
@@ -200,12 +201,21 @@ def writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `ADDED` that its file lacks, null, in the schema's order."""
-    missing = [name for name in schema.names if name in ADDED and name not in table.column_names]
-    for name in missing:
-        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
-    return table.select([name for name in schema.names if name in table.column_names]) if missing else table
+def completed(table: pa.Table, schema: pa.Schema, added: Collection[str] = ADDED_COLUMNS) -> pa.Table:
+    """The table, and columns of the schema that were added after it was written, as nulls in the schema's places.
+
+    Any other column that is missing stays missing.
+
+    Args:
+        table: rows of a file, or some of its columns.
+        schema: the columns wanted.
+        added: those that an older file may lack.
+    """
+    for field in schema:
+        if field.name in added and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    known = [name for name in schema.names if name in table.column_names]
+    return table.select(known + [name for name in table.column_names if name not in known])
 
 
 def check_schema_version(metadata: Mapping[bytes, bytes] | None, uri: str) -> None:

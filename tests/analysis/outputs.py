@@ -1,6 +1,6 @@
 """Makes outputs to ask questions of: whole runs through the ledger, or bare files from a described history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ from batchdet.storage.filesystem import Store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import PlanHeader, RunPlan, read_shard
 from batchdet.storage.planning import make_plan
-from batchdet.storage.schema import LISTING
+from batchdet.storage.schema import IMAGES, IMAGES_ENCODING, LISTING, encode_table
 
 CATEGORIES = ("__background__", "cat", "dog", "it's")
 DEFAULT_POLICY = PolicyConfig()
@@ -34,6 +34,7 @@ MODEL = ModelInfo(
     digest="sha256:" + "0" * 64,
     input_spec=InputSpec((320, 320), 320, 320, 1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 )
+NEXT_MODEL = replace(MODEL, digest="sha256:" + "1" * 64)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def open_run(
     images: Mapping[str, str | None],
     images_per_shard: int = 2,
     policy: PolicyConfig = DEFAULT_POLICY,
+    model: ModelInfo = MODEL,
 ) -> RunPlan:
-    """Plan a run over a listing (uri to etag) minus what complete runs hold."""
+    """Plan a run over a listing (uri to etag) minus what complete runs hold; another model labels everything again."""
     ledger = Ledger(output)
     rows = ledger.complete_runs()
     header = PlanHeader(
@@ -81,7 +83,7 @@ def open_run(
         source="memory://source",
         previous_run_id=rows[0].run_id if rows else None,
         started_at=NOON + timedelta(days=number),
-        model=MODEL,
+        model=model,
         policy=policy.canonical,
         policy_digest=policy.digest,
         config='{"model":{"score_floor":0.05}}',
@@ -91,7 +93,7 @@ def open_run(
         [{"image_uri": uri, "etag": etag, "size_bytes": 10, "last_modified": NOON} for uri, etag in images.items()],
         schema=LISTING,
     )
-    known = ledger.known_images([row.run_id for row in rows])
+    known = ledger.known_images([row.run_id for row in rows]) if model is MODEL else []
     return make_plan(output, header, [listing], known, PlanConfig(images_per_shard=images_per_shard))
 
 
@@ -101,6 +103,17 @@ def commit(output: Store, plan: RunPlan, images: Mapping[str, Image], shard_ids:
     for shard_id in range(plan.num_shards) if shard_ids is None else shard_ids:
         shard = read_shard(output, plan, shard_id)
         ledger.commit(plan, shard, [images.get(ref.uri, Image()).outcome(ref) for ref in shard.images])
+
+
+def delete(output: Store, plan: RunPlan, uris: Collection[str]) -> None:
+    """Rows that say of images that they are gone, as a shard after the planned ones."""
+    rows = [
+        {"image_uri": uri, "status": "deleted", "shard_id": plan.num_shards, "labelled_at": NOON}
+        for uri in sorted(uris, key=str.encode)
+    ]
+    table = pa.Table.from_pylist(rows, schema=IMAGES)
+    name = f"images/run_id={plan.run_id}/shard-{plan.num_shards:05d}.parquet"
+    output.write_bytes(name, encode_table(table, IMAGES_ENCODING, plan.header.stamp))
 
 
 def close(output: Store, plan: RunPlan, status: str = "complete") -> RunRow:

@@ -1,16 +1,12 @@
-"""Views and queries against a plain-Python reading of the same history."""
+"""Queries over the views: what they answer, what they refuse, and what they cannot reach."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from batchdet.analysis.query import ask, print_views
-from batchdet.analysis.views import Dialect
+from batchdet.analysis.relations import Dialect
 from batchdet.errors import ConfigError, OutputError, StorageError
 from batchdet.storage.filesystem import Store, open_store
 from tests.analysis.outputs import Image, close, commit, open_run, whole_run
@@ -167,65 +163,3 @@ def test_a_query_reads_s3_without_an_extension(bucket: Bucket) -> None:
         {"category": "cat", "n": 1},
         {"category": "dog", "n": 1},
     ]
-
-
-@dataclass(frozen=True)
-class Night:
-    """One run of a history: what it lists, and how it ends."""
-
-    images: Mapping[str, tuple[str, Image]]
-    ending: str
-
-
-URIS = [f"s3://b/{name}.jpg" for name in ("a", "b c", "d#e%", "é", "it's")]
-IMAGE = st.builds(Image, st.integers(0, 2), st.integers(0, 2), st.none() | st.sampled_from(["truncated", "corrupt"]))
-NIGHT = st.builds(
-    Night,
-    st.dictionaries(st.sampled_from(URIS), st.tuples(st.sampled_from("123"), IMAGE), max_size=4),
-    st.sampled_from(["complete", "complete", "partial", "open"]),
-)
-
-
-def expected(nights: list[Night]) -> dict[str, Image]:
-    """Latest word on each image, by a dictionary: new, changed and failed images are labelled, others stay."""
-    known: dict[str, tuple[str, Image]] = {}
-    for night in nights:
-        if night.ending == "complete":
-            for uri, (etag, image) in night.images.items():
-                if uri not in known or known[uri][0] != etag or known[uri][1].failure:
-                    known[uri] = (etag, image)
-    return {uri: image for uri, (_, image) in known.items()}
-
-
-def play(output: Store, nights: list[Night]) -> Iterator[None]:
-    for number, night in enumerate(nights, 1):
-        plan = open_run(output, number, {uri: etag for uri, (etag, _) in night.images.items()})
-        committed = None if night.ending == "complete" else range(plan.num_shards // 2)
-        commit(output, plan, {uri: image for uri, (_, image) in night.images.items()}, committed)
-        if night.ending != "open":
-            close(output, plan, night.ending)
-    yield
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(nights=st.lists(NIGHT, min_size=1, max_size=4))
-def test_views_agree_with_a_dictionary(tmp_path_factory: pytest.TempPathFactory, nights: list[Night]) -> None:
-    output = open_store(str(tmp_path_factory.mktemp("history")), {})
-    list(play(output, nights))
-    if all(night.ending == "open" for night in nights):
-        with pytest.raises(OutputError):
-            rows(output, "SELECT 1")
-        return
-    want = expected(nights)
-    labelled = {uri: image for uri, image in want.items() if image.failure is None}
-    assert {row["image_uri"]: row["failure_code"] for row in rows(output, "SELECT * FROM current_images")} == {
-        uri: image.failure for uri, image in want.items()
-    }
-    counted = "SELECT image_uri, count(*) n FROM {} GROUP BY ALL"
-    assert {row["image_uri"]: row["n"] for row in rows(output, counted.format("current_candidates"))} == {
-        uri: image.accepted + image.rejected for uri, image in labelled.items() if image.accepted + image.rejected
-    }
-    assert {row["image_uri"]: row["n"] for row in rows(output, counted.format("current_detections"))} == {
-        uri: image.accepted for uri, image in labelled.items() if image.accepted
-    }
-    assert {row["image_uri"] for row in rows(output, "SELECT * FROM failures")} == want.keys() - labelled.keys()

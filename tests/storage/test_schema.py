@@ -10,6 +10,7 @@ import pytest
 from batchdet.errors import OutputError, SchemaVersionError
 from batchdet.records import RunRow
 from batchdet.storage.schema import (
+    ADDED_COLUMNS,
     DETECTIONS,
     DETECTIONS_ENCODING,
     IMAGES,
@@ -22,6 +23,7 @@ from batchdet.storage.schema import (
     Encoding,
     FileStamp,
     check_schema_version,
+    completed,
     encode_table,
 )
 
@@ -123,6 +125,39 @@ def test_foreign_files_are_refused(metadata: dict[bytes, bytes] | None, error: t
 
 def test_own_files_are_taken() -> None:
     check_schema_version(STAMP.metadata(), "s3://labels")
+
+
+GROWN = pa.schema([*IMAGES, pa.field("made", pa.string()), pa.field("counted", pa.int32())])
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "want"),
+    [
+        (IMAGES.names, GROWN.names, GROWN.names),
+        ([*IMAGES.names, "counted"], GROWN.names, GROWN.names),
+        ([*IMAGES.names, "later"], GROWN.names, [*GROWN.names, "later"]),
+        (["etag", "status"], ["status", "etag", "made"], ["status", "etag", "made"]),
+        (["status"], ["status", "etag", "made"], ["status", "made"]),
+    ],
+    ids=["an older file", "a file between", "a newer file", "some columns", "a damaged file"],
+)
+def test_only_added_columns_are_completed(found: list[str], wanted: list[str], want: list[str]) -> None:
+    file = pa.schema([*GROWN, pa.field("later", pa.string())])
+    table = one_row(pa.schema([file.field(name) for name in found])).replace_schema_metadata({b"who": b"me"})
+    whole = completed(table, pa.schema([GROWN.field(name) for name in wanted]), frozenset({"made", "counted"}))
+    assert whole.column_names == want
+    assert whole.schema.metadata == {b"who": b"me"}
+    for name in want:
+        assert whole.schema.field(name).type == file.field(name).type
+        assert whole[name].to_pylist() == (table[name].to_pylist() if name in found else [None])
+
+
+def test_added_columns_come_last_and_are_nullable() -> None:
+    for schema in (IMAGES, DETECTIONS, RUNS):
+        added = [name in ADDED_COLUMNS for name in schema.names]
+        assert added == sorted(added)
+        assert all(schema.field(name).nullable for name in schema.names)
+    assert not ADDED_COLUMNS & set(LISTING.names)
 
 
 def one_row(schema: pa.Schema) -> pa.Table:
