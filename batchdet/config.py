@@ -136,6 +136,8 @@ class LimitsConfig(Section):
     """Share of failed images above which the run exits 1."""
     max_attempts_per_shard: Positive = 3
     """Times a shard may lose its labeller, or a block its reader, before it is bisected to the image that kills it."""
+    lease_seconds: Annotated[float, Field(ge=3.0, le=86_400.0)] = 120.0
+    """Seconds after its last sign of life for which a run still holds the output against others."""
 
 
 class StorageConfig(Section):

@@ -34,7 +34,7 @@ batchdet query s3://labels/photos "SELECT * FROM current_detections LIMIT 9"
 
 \b
 Exit codes: 0 done, 1 a run ended with open shards or over its failure rate,
-2 wrong arguments or config, 3 audit or gate failed.
+2 wrong arguments or config, 3 audit or gate failed, 75 another run holds the output.
 """
 
 

@@ -3,6 +3,7 @@
 import re
 
 from batchdet.storage.filesystem import PROBE_NAME
+from batchdet.storage.lease import LEASE
 from batchdet.storage.plan import PLANS, RUN_ID
 
 PROFILES = "_profiles"
@@ -15,7 +16,7 @@ _KEPT = re.compile(
     rf"|(images|detections)/run_id={_RUN_ID}/(shard-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{PROFILES}/{_RUN_ID}/(shard-\d{{5,}}\.json|trace\.json|summary\.txt|{_SCRATCH})"
-    rf"|{re.escape(PROBE_NAME)}|{_SCRATCH}"
+    rf"|{re.escape(LEASE)}|{re.escape(PROBE_NAME)}|{_SCRATCH}"
 )
 
 

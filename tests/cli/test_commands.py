@@ -45,6 +45,7 @@ SURFACE = {
         "--ray",
         "--set",
         "--source",
+        "--steal-lease",
         "[JOB.yaml]",
     ],
     "models import": ["--json", "--model", "--set", "REGISTRY/NAME[@VERSION]"],
@@ -264,7 +265,7 @@ def test_every_error_becomes_its_exit_code(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.err.endswith("reason of two lines\n")
-    assert kind.exit_code in (1, 2, 3)
+    assert kind.exit_code in (1, 2, 3, 75)
     monkeypatch.setenv("BATCHDET_DEBUG", "1")
     with pytest.raises(kind):
         main(["runs", "x"])
