@@ -18,6 +18,11 @@ EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif",
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 """The start of a URL that carries a user's password."""
 
+_SECRET_URL = re.compile(
+    r"^[a-z]+://[^/\s]*@|://hooks\.slack\.com/|[?&](?:[\w-]*(?:token|secret|passw|sig|key)[\w-]*|code)=", re.IGNORECASE
+)
+"""A URL whose user, path or query lets whoever knows it in."""
+
 ANONYMOUS = ("anon", "cloud", "google_default", "browser")
 """Values of gcsfs's `token` that name a way to log in and hold no secret."""
 
@@ -152,6 +157,32 @@ class StorageConfig(Section):
     def _refuse_secrets(self) -> "StorageConfig":
         for path in _secret_paths({"source": self.source, "output": self.output}):
             raise ValueError(f"storage.{path} looks like a secret; put it in the environment instead")
+        return self
+
+
+class NotifyConfig(Section):
+    """Who is told how a night went, by a webhook."""
+
+    url_env: str | None = Field(default=None, repr=False)
+    """Name of the environment variable that holds the webhook's URL."""
+    url: str | None = Field(default=None, repr=False)
+    """The URL itself, where it holds no secret; those of Slack do."""
+    format: Literal["slack", "json"] = "slack"
+    """`slack`: text and blocks; `json`: the night's summary as it is stored."""
+    timeout_s: Annotated[float, Field(gt=0.0, le=60.0)] = 10.0
+    """Seconds to connect, and again to answer; tried twice at most."""
+
+    @model_validator(mode="after")
+    def _refuse_secrets(self) -> "NotifyConfig":
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("notify: give one of url_env and url")
+        # Said without the value, as pydantic would not: it may be the secret.
+        if self.url_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.url_env):
+            raise ValueError("notify.url_env is the name of an environment variable, not the URL")
+        if self.url is not None and not re.match(r"https?://[^/\s]+", self.url):
+            raise ValueError("notify.url: expected http:// or https://")
+        if self.url is not None and _SECRET_URL.search(self.url):
+            raise ValueError("notify.url holds a secret; put it in the environment and name that with notify.url_env")
         return self
 
 
