@@ -160,6 +160,30 @@ class StorageConfig(Section):
         return self
 
 
+class PublishConfig(Section):
+    """Committed files as tables of a format that has transactions and time travel."""
+
+    format: Literal["delta", "iceberg"]
+    """`delta`: logs beside the files, in the output; `iceberg`: metadata in `uri`, tables in a catalog."""
+    uri: str | None = None
+    """Iceberg: folder for the tables' metadata; null: `OUTPUT/_iceberg`. Delta's log lies where the files are."""
+    catalog: dict[str, str] = Field(default_factory=dict)
+    """Iceberg: properties of pyiceberg's catalog (`type`, `uri`, …); secrets belong in the environment, as
+    `PYICEBERG_CATALOG__<NAME>__<PROPERTY>`."""
+    catalog_name: str = Field(default="default", min_length=1)
+    """Iceberg: the catalog's name, as pyiceberg's configuration has it."""
+    namespace: str = Field(default="batchdet", pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
+    """Iceberg: namespace of the tables `images`, `detections` and `runs`; an output needs one of its own."""
+
+    @model_validator(mode="after")
+    def _refuse_secrets(self) -> "PublishConfig":
+        for path in _secret_paths({"catalog": self.catalog, "uri": self.uri or ""}):
+            raise ValueError(f"publish.{path} looks like a secret; put it in the environment instead")
+        if self.format == "delta" and (self.uri or self.catalog):
+            raise ValueError("publish: delta takes neither uri nor catalog: its log lies beside the files")
+        return self
+
+
 class NotifyConfig(Section):
     """Who is told how a night went, by a webhook."""
 
@@ -207,6 +231,8 @@ class JobConfig(Section):
     """When to give up."""
     storage: StorageConfig = Field(default_factory=StorageConfig)
     """fsspec options."""
+    publish: PublishConfig | None = None
+    """A table format that complete runs are published to; null: none."""
 
     @model_validator(mode="after")
     def _refuse_passwords(self) -> "JobConfig":

@@ -28,6 +28,7 @@ from batchdet.errors import (
 from batchdet.labelling import RunContext
 from batchdet.profiling import StageTotals, write_profile
 from batchdet.progress import Progress
+from batchdet.publishing import publish_runs, told
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
@@ -127,7 +128,10 @@ def label_bucket(
     with held(output, "label", terms, progress.log) as lease, runner.ready(job, progress):
         plan = _open_run(job, Ledger(output), progress, listing, new_run=new_run)
         lease.require()
-        return _label(RunContext(job, plan, profile), runner, progress, Ledger(output), lease)
+        row = _label(RunContext(job, plan, profile), runner, progress, Ledger(output), lease)
+        if job.publish is not None:
+            progress.log(told(publish_runs(output, job.publish)))
+        return row
 
 
 def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledger, lease: Lease) -> RunRow:

@@ -18,6 +18,7 @@ from batchdet.cli import analysis, demo, label, models
 from batchdet.cli.calibrate import calibrate
 from batchdet.cli.doctor import doctor
 from batchdet.cli.evaluate import evaluate
+from batchdet.cli.publish import publish
 from batchdet.cli.retrain import retrain
 from batchdet.errors import BatchdetError, ConfigError, InterruptedRunError
 from batchdet.storage.names import printable_name
@@ -80,6 +81,7 @@ for _command in (
     analysis.runs,
     analysis.sql,
     analysis.query,
+    publish,
     retrain,
     evaluate,
     calibrate,

@@ -1,7 +1,7 @@
 """One writer of an output at a time: an object that its holder renews. Knows nothing of what the holder writes.
 
 The store decides who holds it, by `exclusive`'s conditional writes. The clocks of two machines are never compared: a
-lease is over when its holder gave it back, when its holder was a process of this machine that has ended, or when its
+lease is over when its holder removed it, when its holder was a process of this machine that has ended, or when its
 age, by the store's own clock (the time of the lease object against that of an object written now), exceeds what its
 holder asked for. The holder counts its seconds from before its last renewal, and so stops first.
 """
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from batchdet.errors import ConflictError, NotFoundError, OutputHeldError, StorageError
-from batchdet.storage.exclusive import Seen, create_bytes, read_seen, replace_seen
+from batchdet.storage.exclusive import Seen, create_bytes, read_seen, remove_seen, replace_seen
 from batchdet.storage.filesystem import PROBE_NAME, Store
 
 LEASE = "_lease.json"
-"""The lease of an output, relative to it. A lease that was given back stays, and says so."""
+"""The lease of an output, relative to it; there while it is held, or until a dead holder is followed."""
 
 OWNER_VARIABLE = "BATCHDET_OWNER"
 """Environment variable with a name for the holder, shown to whoever finds the output held."""
@@ -91,17 +91,15 @@ class Holder:
     heartbeat_at: str
     expires_at: str
     beats: int = 0
-    released_at: str | None = None
 
-    def renewed(self, *, released: bool = False) -> "Holder":
+    def renewed(self) -> "Holder":
         """This holder now."""
         now = datetime.now(UTC)
         return replace(
             self,
             beats=self.beats + 1,
             heartbeat_at=now.isoformat(),
-            expires_at=(now + timedelta(seconds=0 if released else self.ttl_seconds)).isoformat(),
-            released_at=now.isoformat() if released else None,
+            expires_at=(now + timedelta(seconds=self.ttl_seconds)).isoformat(),
         )
 
     def encoded(self) -> bytes:
@@ -166,7 +164,7 @@ class Lease:
         self._stop.set()
         self._thread.join(_JOIN_S)
         if not self.lost.is_set() and not self._is_over():
-            self._write(released=True)
+            remove_seen(self._output, LEASE, self._own())
 
     def _lose(self, why: str) -> None:
         self._why = why
@@ -181,7 +179,7 @@ class Lease:
         while not self._stop.wait(pause):
             began = self._terms.clock()
             try:
-                self._write()
+                self._renew()
             except OutputHeldError as error:
                 self._lose(str(error))
                 return
@@ -195,9 +193,9 @@ class Lease:
                 self._lose(self._why)
                 return
 
-    def _write(self, *, released: bool = False) -> None:
+    def _renew(self) -> None:
         seen = self._own()
-        renewed = self._holder.renewed(released=released)
+        renewed = self._holder.renewed()
         try:
             replace_seen(self._output, LEASE, renewed.encoded(), seen)
         except ConflictError:
@@ -269,14 +267,14 @@ def _take(output: Store, holder: Holder, terms: Terms, tell: Tell) -> Lease:
             continue
         _warn_if_unguarded(output, holder, tell)
         return Lease(output, holder, terms, began)
-    raise OutputHeldError(f"output {output.uri}: others take and give back its lease all the time; try again later")
+    raise OutputHeldError(f"output {output.uri}: others take it and give it back all the time; try again later")
 
 
 def _require_free(output: Store, seen: Seen, terms: Terms, tell: Tell) -> None:
     if seen.data is None:
         return
     found = read_holder(seen)
-    if found is not None and (found.released_at or _died_here(found)):
+    if found is not None and _died_here(found):
         return
     who = found.description if found else f"{LEASE}, which is not a lease that this batchdet can read"
     if terms.steal:

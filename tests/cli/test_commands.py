@@ -66,6 +66,7 @@ SURFACE = {
     "models rollback": ["--json", "--set", "REGISTRY/NAME"],
     "models show": ["--json", "--set", "REGISTRY/NAME[@VERSION]"],
     "plan": ["--json", "--model", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
+    "publish": ["--format", "--json", "--set", "OUTPUT"],
     "query": ["--json", "--set", "OUTPUT", "SQL"],
     "retrain": [
         "--gold",
