@@ -5,10 +5,10 @@ from functools import partial
 
 from batchdet.analysis.committed import list_committed
 from batchdet.config import PublishConfig
-from batchdet.errors import ConfigError
-from batchdet.storage.delta import publish_delta
+from batchdet.errors import ConfigError, StorageError
+from batchdet.storage.delta import publish_delta, require_delta
 from batchdet.storage.filesystem import Store
-from batchdet.storage.iceberg import FOLDER, IcebergPlace, local_catalog, publish_iceberg
+from batchdet.storage.iceberg import FOLDER, IcebergPlace, local_catalog, publish_iceberg, require_iceberg
 from batchdet.storage.published import Publication, WantedTable
 from batchdet.storage.schema import DETECTIONS, IMAGES, RUNS
 
@@ -33,6 +33,35 @@ def publish_runs(output: Store, settings: PublishConfig) -> list[Publication]:
         else partial(publish_iceberg, output, place=_iceberg_place(output, settings))
     )
     return [publish(table) for table in wanted_tables(output)]
+
+
+def require_publishable(output: Store, settings: PublishConfig) -> None:
+    """Say before a long run what publication could never do.
+
+    Raises:
+        ConfigError: the format is not installed, or cannot be published there.
+        StorageError: the output cannot be reached.
+    """
+    if settings.format == "delta":
+        require_delta(output)
+    else:
+        require_iceberg()
+        _iceberg_place(output, settings)
+
+
+def publish_complete(output: Store, settings: PublishConfig, run_id: str) -> list[Publication]:
+    """`publish_runs` after a run; a failure says that the run itself is complete.
+
+    Raises:
+        StorageError: something could not be read or written.
+    """
+    try:
+        return publish_runs(output, settings)
+    except StorageError as error:
+        raise type(error)(
+            error.uri,
+            f"{error.reason}; run {run_id} is complete, and published by the next run or by `batchdet publish`",
+        ) from error
 
 
 def wanted_tables(output: Store) -> Iterator[WantedTable]:

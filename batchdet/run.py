@@ -28,7 +28,7 @@ from batchdet.errors import (
 from batchdet.labelling import RunContext
 from batchdet.profiling import StageTotals, write_profile
 from batchdet.progress import Progress
-from batchdet.publishing import publish_runs, told
+from batchdet.publishing import publish_complete, require_publishable, told
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
@@ -124,13 +124,15 @@ def label_bucket(
     with _output_errors(job):
         output = open_store(job.output, job.storage.output)
         output.probe_writable()
+    if job.publish is not None:
+        require_publishable(output, job.publish)
     terms = Terms(job.limits.lease_seconds, steal_lease)
     with held(output, "label", terms, progress.log) as lease, runner.ready(job, progress):
         plan = _open_run(job, Ledger(output), progress, listing, new_run=new_run)
         lease.require()
         row = _label(RunContext(job, plan, profile), runner, progress, Ledger(output), lease)
         if job.publish is not None:
-            progress.log(told(publish_runs(output, job.publish)))
+            progress.log(told(publish_complete(output, job.publish, row.run_id)))
         return row
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deltalake import DeltaTable
 
 from batchdet.config import JobConfig, load_job
 from batchdet.demo.shipped import shipped_model
-from batchdet.errors import ConfigError, FailureRateError, OpenShardsError, OutputHeldError, SourceError
+from batchdet.errors import ConfigError, FailureRateError, OpenShardsError, OutputHeldError, SourceError, StorageError
 from batchdet.labelling import RunContext
 from batchdet.progress import PlainProgress, Progress
 from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage
@@ -128,6 +129,32 @@ def test_a_run_that_lost_its_output_does_not_close_it(make_job: MakeJob) -> None
     again = StandIn()
     assert label_bucket(make_job(), again, quiet(), steal_lease=True).status == "complete"
     assert again.labelled == []
+
+
+def test_a_job_that_says_so_is_published_when_complete(make_job: MakeJob) -> None:
+    job = make_job(**{"publish.format": "delta"})
+    with pytest.raises(OpenShardsError):
+        label_bucket(job, StandIn(shards=1), quiet())
+    output = open_store(job.output, {})
+    assert not output.exists("images/_delta_log")
+    row = label_bucket(job, StandIn(), quiet())
+    table = DeltaTable(output.path("images"))
+    assert set(table.to_pyarrow_table()["run_id"].to_pylist()) == {row.run_id}
+    assert table.to_pyarrow_table().num_rows == row.num_labelled == 40
+
+
+def test_a_run_that_cannot_be_published_is_complete_all_the_same(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(**{"publish.format": "iceberg", "publish.catalog": {"type": "sql", "uri": "sqlite:////none/x.db"}})
+    with pytest.raises(StorageError, match="is complete, and published by the next run"):
+        label_bucket(job, StandIn(), quiet())
+    assert [row.status for row in Ledger(open_store(job.output, {})).run_rows()] == ["complete"]
+
+
+def test_where_nothing_can_be_published_nothing_is_labelled(make_job: MakeJob) -> None:
+    night = StandIn()
+    with pytest.raises(ConfigError, match="delta is published on a disk and on S3"):
+        label_bucket(make_job(output="memory://labels", **{"publish.format": "delta"}), night, quiet())
+    assert night.labelled == []
 
 
 def test_a_run_notices_a_thief_between_shards(make_job: MakeJob) -> None:

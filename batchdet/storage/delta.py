@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,6 +27,18 @@ _KEEP = {"delta.deletedFileRetentionDuration": "interval 5200 weeks"}
 """VACUUM deletes what no version holds, and would take the shards of open runs for that: it is to find nothing."""
 
 
+def require_delta(output: Store) -> None:
+    """Know that Delta tables can be written there.
+
+    Raises:
+        ConfigError: deltalake is not installed, or does not reach the output.
+    """
+    if find_spec("deltalake") is None:
+        raise ConfigError('publish.format: delta needs deltalake; pip install "batchdet[delta]"')
+    if output.protocol not in ("file", "s3"):
+        raise ConfigError(f"publish.format: delta is published on a disk and on S3, not on {output.protocol}://")
+
+
 def publish_delta(output: Store, wanted: WantedTable) -> Publication:
     """Make the Delta table at `OUTPUT/<name>` hold exactly these files, in one transaction.
 
@@ -33,10 +46,9 @@ def publish_delta(output: Store, wanted: WantedTable) -> Publication:
         ConfigError: deltalake is not installed, or does not reach the output.
         StorageError: a file or the log cannot be read or written; the table is as it was.
     """
-    try:
-        from deltalake import DeltaTable
-    except ImportError as error:
-        raise ConfigError('publish.format: delta needs deltalake; pip install "batchdet[delta]"') from error
+    require_delta(output)
+    from deltalake import DeltaTable
+
     uri, options = output.child_uri(wanted.name), _options(output)
     if output.is_local:
         uri = output.path(wanted.name)
@@ -164,8 +176,6 @@ def _options(output: Store) -> dict[str, str] | None:
     """The output as deltalake reaches it. Its log is written by conditional PUT, without a lock table."""
     if output.is_local:
         return None
-    if output.protocol != "s3":
-        raise ConfigError(f"publish.format: delta is published on a disk and on S3, not on {output.protocol}://")
     access = s3_access(output.fs, output.path(""))
     found = {
         "aws_endpoint": access.bucket_endpoint,

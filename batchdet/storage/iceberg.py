@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,16 @@ class IcebergPlace:
     uri: str
 
 
+def require_iceberg() -> None:
+    """Know that Iceberg tables can be written.
+
+    Raises:
+        ConfigError: pyiceberg is not installed.
+    """
+    if find_spec("pyiceberg") is None:
+        raise ConfigError('publish.format: iceberg needs pyiceberg; pip install "batchdet[iceberg]"')
+
+
 def publish_iceberg(output: Store, wanted: WantedTable, place: IcebergPlace) -> Publication:
     """Make the Iceberg table `<namespace>.<name>` hold exactly these files, in one transaction.
 
@@ -52,10 +63,9 @@ def publish_iceberg(output: Store, wanted: WantedTable, place: IcebergPlace) -> 
             output's.
         StorageError: a file, the metadata or the catalog cannot be read or written; the table is as it was.
     """
-    try:
-        from pyiceberg.catalog import load_catalog
-    except ImportError as error:
-        raise ConfigError('publish.format: iceberg needs pyiceberg; pip install "batchdet[iceberg]"') from error
+    require_iceberg()
+    from pyiceberg.catalog import load_catalog
+
     # It warns of every column that a file encodes as a dictionary, twice a file.
     logging.getLogger("pyiceberg.io.pyarrow").setLevel(logging.ERROR)
     with mapped_errors(f"{place.uri}/{wanted.name}"):
