@@ -103,7 +103,7 @@ def _table(catalog: "Catalog", output: Store, wanted: WantedTable, place: Iceber
 
 
 def _update(output: Store, table: "Table", wanted: WantedTable) -> Publication:
-    registered = {task.file.file_path: task.file for task in table.scan().plan_files()}
+    registered = _registered(table)
     names = {output.child_uri(name): name for name in wanted.files}
     new = sorted(names.keys() - registered.keys())
     gone = sorted(registered.keys() - names.keys())
@@ -121,6 +121,14 @@ def _update(output: Store, table: "Table", wanted: WantedTable) -> Publication:
                     snapshot.delete_data_file(registered[uri])
     current = table.current_snapshot()
     return Publication(wanted.name, str(current.snapshot_id if current else ""), len(new), len(gone))
+
+
+def _registered(table: "Table") -> dict[str, "DataFile"]:
+    """Files by URI, from the manifests: a scan leaves out files without rows."""
+    snapshot = table.current_snapshot()
+    manifests = snapshot.manifests(table.io) if snapshot else []
+    entries = [entry for manifest in manifests for entry in manifest.fetch_manifest_entry(table.io)]
+    return {entry.data_file.file_path: entry.data_file for entry in entries}
 
 
 def _prepare(transaction: "Transaction", table: "Table", wanted: WantedTable) -> None:
