@@ -18,6 +18,11 @@ EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif",
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 """The start of a URL that carries a user's password."""
 
+_SECRET_URL = re.compile(
+    r"^[a-z]+://[^/\s]*@|://hooks\.slack\.com/|[?&](?:[\w-]*(?:token|secret|passw|sig|key)[\w-]*|code)=", re.IGNORECASE
+)
+"""A URL whose user, path or query lets whoever knows it in."""
+
 ANONYMOUS = ("anon", "cloud", "google_default", "browser")
 """Values of gcsfs's `token` that name a way to log in and hold no secret."""
 
@@ -145,6 +150,8 @@ class LimitsConfig(Section):
     """Share of failed images above which the run exits 1."""
     max_attempts_per_shard: Positive = 3
     """Times a shard may lose its labeller, or a block its reader, before it is bisected to the image that kills it."""
+    lease_seconds: Annotated[float, Field(ge=3.0, le=86_400.0)] = 120.0
+    """Seconds after its last sign of life for which a run still holds the output against others."""
     max_hours: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     """Hours after which no shard is begun; the run ends as partial, and the next goes on with it."""
 
@@ -213,6 +220,56 @@ class StorageConfig(Section):
         return self
 
 
+class PublishConfig(Section):
+    """Committed files as tables of a format that has transactions and time travel."""
+
+    format: Literal["delta", "iceberg"]
+    """`delta`: logs beside the files, in the output; `iceberg`: metadata in `uri`, tables in a catalog."""
+    uri: str | None = None
+    """Iceberg: folder for the tables' metadata; null: `OUTPUT/_iceberg`. Delta's log lies where the files are."""
+    catalog: dict[str, str] = Field(default_factory=dict)
+    """Iceberg: properties of pyiceberg's catalog (`type`, `uri`, …); secrets belong in the environment, as
+    `PYICEBERG_CATALOG__<NAME>__<PROPERTY>`."""
+    catalog_name: str = Field(default="default", min_length=1)
+    """Iceberg: the catalog's name, as pyiceberg's configuration has it."""
+    namespace: str = Field(default="batchdet", pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
+    """Iceberg: namespace of the tables `images`, `detections` and `runs`; an output needs one of its own."""
+
+    @model_validator(mode="after")
+    def _refuse_secrets(self) -> "PublishConfig":
+        for path in _secret_paths({"catalog": self.catalog, "uri": self.uri or ""}):
+            raise ValueError(f"publish.{path} looks like a secret; put it in the environment instead")
+        if self.format == "delta" and (self.uri or self.catalog):
+            raise ValueError("publish: delta takes neither uri nor catalog: its log lies beside the files")
+        return self
+
+
+class NotifyConfig(Section):
+    """Who is told how a night went, by a webhook."""
+
+    url_env: str | None = Field(default=None, repr=False)
+    """Name of the environment variable that holds the webhook's URL."""
+    url: str | None = Field(default=None, repr=False)
+    """The URL itself, where it holds no secret; those of Slack do."""
+    format: Literal["slack", "json"] = "slack"
+    """`slack`: text and blocks; `json`: the night's summary as it is stored."""
+    timeout_s: Annotated[float, Field(gt=0.0, le=60.0)] = 10.0
+    """Seconds to connect, and again to answer; tried twice at most."""
+
+    @model_validator(mode="after")
+    def _refuse_secrets(self) -> "NotifyConfig":
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("notify: give one of url_env and url")
+        # Said without the value, as pydantic would not: it may be the secret.
+        if self.url_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.url_env):
+            raise ValueError("notify.url_env is the name of an environment variable, not the URL")
+        if self.url is not None and not re.match(r"https?://[^/\s]+", self.url):
+            raise ValueError("notify.url: expected http:// or https://")
+        if self.url is not None and _SECRET_URL.search(self.url):
+            raise ValueError("notify.url holds a secret; put it in the environment and name that with notify.url_env")
+        return self
+
+
 class JobConfig(Section):
     """One labelling job."""
 
@@ -236,6 +293,8 @@ class JobConfig(Section):
     """What `plan` counts with."""
     storage: StorageConfig = Field(default_factory=StorageConfig)
     """fsspec options."""
+    publish: PublishConfig | None = None
+    """A table format that complete runs are published to; null: none."""
 
     @model_validator(mode="after")
     def _refuse_passwords(self) -> "JobConfig":

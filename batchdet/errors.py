@@ -13,6 +13,7 @@ BatchdetError
 │   ├── NotFoundError          no such bucket, key or file
 │   ├── AccessDeniedError      credentials missing or without the right
 │   └── ConflictError          somebody else wrote it meanwhile
+├── OutputHeldError            another run holds the output, or took it from this one; exit 75
 ├── DecodeError                the bytes of one image are not a picture; becomes a failed row
 ├── OutOfMemoryError           the device refused a batch; the pipeline halves it
 ├── RunError                   the run did not end complete; exit 1
@@ -112,6 +113,12 @@ class ConflictError(StorageError):
     """The object is there already, or is not what it was when it was read: nothing was written."""
 
     code = "conflict"
+
+
+class OutputHeldError(BatchdetError):
+    """Another run holds the output, or this one no longer does; the message names the holder."""
+
+    exit_code = 75
 
 
 class DecodeError(BatchdetError):

@@ -29,10 +29,12 @@ from batchdet.errors import (
 from batchdet.labelling import RunContext
 from batchdet.profiling import StageTotals, write_profile
 from batchdet.progress import Progress
+from batchdet.publishing import publish_complete, require_publishable, told
 from batchdet.records import ModelInfo, PlanCounts, RunRow, ShardReport
 from batchdet.storage.classify import Comparison
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
+from batchdet.storage.lease import Lease, Terms, held
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.listing import covers, list_images
 from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
@@ -101,6 +103,7 @@ def label_bucket(
     new_run: bool = False,
     profile: bool = False,
     listing: Listing | None = None,
+    steal_lease: bool = False,
 ) -> RunRow:
     """Label every new, changed or failed image of the source, and close the run.
 
@@ -111,12 +114,14 @@ def label_bucket(
         new_run: close an open run as partial first, instead of resuming it.
         profile: write time lines of the labellers and a summary to the output, see `profiling`.
         listing: batches of `schema.LISTING`: the images of the source to label; None for all of them.
+        steal_lease: take the output from whoever holds it.
 
     Returns:
         The run's row as written.
 
     Raises:
         UserError: the job, the source, the output or the model is unusable; nothing was written.
+        OutputHeldError: another run holds the output, or took it meanwhile.
         OpenShardsError: shards are left; the same command resumes.
         FailureRateError: too many images failed; the run stays open.
         InterruptedRunError: Ctrl-C or SIGTERM.
@@ -125,12 +130,19 @@ def label_bucket(
     with _output_errors(job):
         output = open_store(job.output, job.storage.output)
         output.probe_writable()
-    with runner.ready(job, progress):
+    if job.publish is not None:
+        require_publishable(output, job.publish)
+    terms = Terms(job.limits.lease_seconds, steal_lease)
+    with held(output, "label", terms, progress.log) as lease, runner.ready(job, progress):
         plan = _open_run(job, Ledger(output), progress, listing, new_run=new_run)
-        return _label(RunContext(job, plan, profile, deadline), runner, progress, Ledger(output))
+        lease.require()
+        row = _label(RunContext(job, plan, profile, deadline), runner, progress, Ledger(output), lease)
+        if job.publish is not None and row.status == "complete":
+            progress.log(told(publish_complete(output, job.publish, row.run_id)))
+        return row
 
 
-def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledger) -> RunRow:
+def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledger, lease: Lease) -> RunRow:
     job, plan = context.job, context.plan
     if plan.counts.num_undated:
         progress.log(f"{plan.counts.num_undated} images have no etag, size or time: a later change of them is not seen")
@@ -139,7 +151,8 @@ def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledg
     pending = [shard_id for shard_id in range(plan.num_shards) if shard_id not in committed]
     progress.planned(plan.run_id, plan.counts, images_done=plan.images_to_label(committed))
     failed = ledger.counts(plan.run_id).num_failed if committed else 0
-    budget = _FailureBudget(plan.counts.failures_allowed(job.limits.max_failure_rate), progress, failed, StageTotals())
+    allowed = plan.counts.failures_allowed(job.limits.max_failure_rate)
+    budget = _FailureBudget(allowed, progress, failed, StageTotals(), lease)
     started = time.monotonic()
     try:
         if pending:
@@ -148,6 +161,7 @@ def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledg
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError(f"stopped; {_how_to_resume(ledger, plan)}") from interrupt
     seconds = time.monotonic() - started
+    lease.confirm()
     try:
         pace = budget.totals.images / seconds if budget.totals.images else 0.0
         return _stop_run(context, ledger, progress, pace) or _close_run(job, ledger, plan, pace)
@@ -369,12 +383,13 @@ def recorded_versions() -> dict[str, str]:
 
 @dataclass
 class _FailureBudget:
-    """Passes progress on, and ends the run once so many images failed that the rest cannot mend the rate."""
+    """Passes progress on; ends the run once the failures cannot be mended by the rest, or the output is lost."""
 
     allowed: float
     progress: Progress
     num_failed: int
     totals: StageTotals
+    lease: Lease
 
     def shard_committed(self, report: ShardReport) -> None:
         self.totals.add(report)
@@ -383,6 +398,7 @@ class _FailureBudget:
         self.check()
 
     def check(self) -> None:
+        self.lease.require()
         if self.num_failed > self.allowed:
             raise FailureRateError(
                 f"{self.num_failed} images failed already, and limits.max_failure_rate allows {int(self.allowed)} in "

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deltalake import DeltaTable
 
 from batchdet.config import JobConfig, load_job
 from batchdet.demo.shipped import shipped_model
-from batchdet.errors import ConfigError, FailureRateError, OpenShardsError, SourceError
+from batchdet.errors import ConfigError, FailureRateError, OpenShardsError, OutputHeldError, SourceError, StorageError
 from batchdet.labelling import RunContext
 from batchdet.progress import PlainProgress, Progress
 from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage
 from batchdet.run import label_bucket
 from batchdet.storage.filesystem import open_store
+from batchdet.storage.lease import LEASE
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import read_shard
 
@@ -99,6 +101,71 @@ def test_too_many_failures_end_the_run_open_until_the_limit_is_raised(source: Pa
     row = label_bucket(make_job(**{"limits.max_failure_rate": 0.5}), raised, quiet())
     assert (row.status, row.num_failed, row.num_labelled) == ("complete", 5, 40)
     assert not [name for name in raised.labelled if name.startswith("bad")], "nothing is labelled twice"
+
+
+class Robbed(StandIn):
+    """Another takes the output when so many shards are committed."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+        output = open_store(context.job.output, {})
+        self.shards = self.after
+        super().run(context, shard_ids, progress)
+        output.write_bytes(LEASE, output.read_bytes(LEASE).replace(b'"token": "', b'"token": "another '))
+        self.shards = None
+        super().run(context, list(shard_ids)[self.after :], progress)
+
+
+def test_a_run_that_lost_its_output_does_not_close_it(make_job: MakeJob) -> None:
+    with pytest.raises(OutputHeldError, match=r"labels: taken over by `batchdet label` of .*; what is committed stays"):
+        label_bucket(make_job(), Robbed(after=4), quiet())
+    ledger = Ledger(open_store(make_job().output, {}))
+    assert ledger.run_rows() == []
+    with pytest.raises(OutputHeldError, match="is held by"):
+        label_bucket(make_job(), StandIn(), quiet())
+    again = StandIn()
+    assert label_bucket(make_job(), again, quiet(), steal_lease=True).status == "complete"
+    assert again.labelled == []
+
+
+def test_a_job_that_says_so_is_published_when_complete(make_job: MakeJob) -> None:
+    job = make_job(**{"publish.format": "delta"})
+    with pytest.raises(OpenShardsError):
+        label_bucket(job, StandIn(shards=1), quiet())
+    output = open_store(job.output, {})
+    assert not output.exists("images/_delta_log")
+    row = label_bucket(job, StandIn(), quiet())
+    table = DeltaTable(output.path("images"))
+    assert set(table.to_pyarrow_table()["run_id"].to_pylist()) == {row.run_id}
+    assert table.to_pyarrow_table().num_rows == row.num_labelled == 40
+
+
+def test_a_run_that_cannot_be_published_is_complete_all_the_same(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(**{"publish.format": "iceberg", "publish.catalog": {"type": "sql", "uri": "sqlite:////none/x.db"}})
+    with pytest.raises(StorageError, match="is complete, and published by the next run"):
+        label_bucket(job, StandIn(), quiet())
+    assert [row.status for row in Ledger(open_store(job.output, {})).run_rows()] == ["complete"]
+
+
+def test_where_nothing_can_be_published_nothing_is_labelled(make_job: MakeJob) -> None:
+    night = StandIn()
+    with pytest.raises(ConfigError, match="delta is published on a disk and on S3"):
+        label_bucket(make_job(output="memory://labels", **{"publish.format": "delta"}), night, quiet())
+    assert night.labelled == []
+
+
+def test_a_run_notices_a_thief_between_shards(make_job: MakeJob) -> None:
+    class Watched(Robbed):
+        def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
+            super().run(context, list(shard_ids)[:1], progress)
+            for shard_id in list(shard_ids)[1:] * 10_000:
+                StandIn.run(self, context, [shard_id], progress)
+
+    with pytest.raises(OutputHeldError, match="taken over by"):
+        label_bucket(make_job(**{"limits.lease_seconds": 3}), Watched(after=1), quiet())
 
 
 def test_an_open_run_is_refused_to_another_job(make_job: MakeJob) -> None:

@@ -72,6 +72,9 @@ def label(
             "and trace.json for Perfetto or chrome://tracing.",
         ),
     ] = False,
+    steal_lease: Annotated[
+        bool, typer.Option("--steal-lease", help="Take the output from a run that holds it; only if that one is dead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Label every new, changed or failed image of the source; again after a crash, it resumes."""
@@ -80,7 +83,8 @@ def label(
     from batchdet.run import label_bucket
 
     with open_progress(sys.stderr) as progress:
-        row = label_bucket(job, build_runner(ray, job.cluster), progress, new_run=new_run, profile=profile)
+        runner = build_runner(ray, job.cluster)
+        row = label_bucket(job, runner, progress, new_run=new_run, profile=profile, steal_lease=steal_lease)
     if as_json:
         print_json(row)
     else:

@@ -19,6 +19,7 @@ from batchdet.cli.calibrate import calibrate
 from batchdet.cli.diff import diff
 from batchdet.cli.doctor import doctor
 from batchdet.cli.evaluate import evaluate
+from batchdet.cli.publish import publish
 from batchdet.cli.retrain import retrain
 from batchdet.errors import BatchdetError, ConfigError, InterruptedRunError
 from batchdet.storage.names import printable_name
@@ -35,7 +36,7 @@ batchdet query s3://labels/photos "SELECT * FROM current_detections LIMIT 9"
 
 \b
 Exit codes: 0 done, 1 a run ended with open shards or over its failure rate,
-2 wrong arguments or config, 3 audit or gate failed, or an alarm was raised.
+2 wrong arguments or config, 3 audit or gate failed or an alarm was raised, 75 another run holds the output.
 """
 
 
@@ -82,6 +83,7 @@ for _command in (
     analysis.sql,
     analysis.query,
     diff,
+    publish,
     retrain,
     evaluate,
     calibrate,

@@ -88,6 +88,46 @@ def replace_seen(store: Store, name: str, data: bytes, seen: Seen) -> None:
             raise
 
 
+def remove_seen(store: Store, name: str, seen: Seen) -> None:
+    """Remove an object, if it still is what it was; one that is not there is gone already.
+
+    A store that knows no conditional deletes (Ceph's gateway, as tested) is only asked right before.
+
+    Raises:
+        ConflictError: it is not.
+        AccessDeniedError, TransientStorageError, StorageError
+    """
+    if not store.exists(name):
+        return
+    if store.protocol == "s3":
+        _require_same(store, name, seen)
+        try:
+            _delete(store, name, str(seen.etag))
+        except ConflictError:
+            _delete(store, name, str(seen.etag).strip('"'))
+        return
+    with _locked(store, name):
+        _require_same(store, name, seen)
+        store.delete(name)
+
+
+def _delete(store: Store, name: str, etag: str) -> None:
+    path, fs = store.path(name), store.fs
+    bucket, key, _ = fs.split_path(path)
+
+    def delete() -> None:
+        with mapped_errors(store.child_uri(name)):
+            call = fs._call_s3
+            fsspec.asyn.sync(
+                fs.loop, call, "delete_object", Bucket=bucket, Key=key, IfMatch=etag, timeout=store.patience.write_s
+            )
+
+    try:
+        store.patience.run(delete)
+    except NotFoundError:
+        return
+
+
 def _put_if(store: Store, name: str, data: bytes, seen: Seen) -> None:
     if seen.etag is None:
         _put(store, name, data, {"mode": "create"})

@@ -5,6 +5,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -165,6 +166,20 @@ class Store:
                 return bool(self.fs.exists(path))
 
         return self.patience.run(exists)
+
+    def modified(self, name: str) -> datetime:
+        """When the object was last written, by the store's clock; some stores say it to the second.
+
+        Raises:
+            NotFoundError, AccessDeniedError, TransientStorageError, StorageError
+        """
+        path = self.path(name)
+
+        def modified() -> datetime:
+            with mapped_errors(self.child_uri(name)):
+                return cast(datetime, self.fs.modified(path))
+
+        return self.patience.run(modified)
 
     def probe_writable(self) -> None:
         """Write a small hidden object and remove it, so that a job fails before its work, not after it.

@@ -26,6 +26,15 @@ _ROOTS = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
     ("obstore.exceptions", "BaseError"),
+    ("deltalake.exceptions", "DeltaError"),
+    ("pyiceberg.exceptions", "RESTError"),
+    ("pyiceberg.exceptions", "CommitFailedException"),
+    ("pyiceberg.exceptions", "ValidationException"),
+    ("pyiceberg.exceptions", "ValidationError"),
+    ("pyiceberg.exceptions", "NoSuchTableError"),
+    ("pyiceberg.exceptions", "NoSuchNamespaceError"),
+    ("pyiceberg.exceptions", "NotInstalledError"),
+    ("sqlalchemy.exc", "SQLAlchemyError"),
 )
 """What client libraries raise beside OSError and ValueError, each by the root of its tree."""
 

@@ -2,7 +2,10 @@
 
 import re
 
+from batchdet.storage.delta import LOG
 from batchdet.storage.filesystem import PROBE_NAME
+from batchdet.storage.iceberg import FOLDER
+from batchdet.storage.lease import LEASE
 from batchdet.storage.plan import PLANS, RUN_ID
 
 PROFILES = "_profiles"
@@ -15,7 +18,8 @@ _KEPT = re.compile(
     rf"|(images|detections)/run_id={_RUN_ID}/(shard-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{PROFILES}/{_RUN_ID}/(shard-\d{{5,}}\.json|trace\.json|summary\.txt|{_SCRATCH})"
-    rf"|{re.escape(PROBE_NAME)}|{_SCRATCH}"
+    rf"|(images|detections|runs)/{LOG}/.+|{FOLDER}/(catalog\.db|(images|detections|runs)/metadata/.+)"
+    rf"|{re.escape(LEASE)}|{re.escape(PROBE_NAME)}|{_SCRATCH}"
 )
 
 

@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import fsspec
 import fsspec.asyn
+
+from batchdet.errors import StorageError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential, S3Store
@@ -114,6 +116,36 @@ class ObjectReads:
         return self._stores[bucket]
 
 
+@dataclass(frozen=True)
+class S3Access:
+    """An S3 bucket as another client is to reach it; credentials as they are now, None where requests go unsigned.
+
+    Attributes:
+        endpoint: without the bucket.
+        bucket_endpoint: with the bucket where it is part of the host.
+        connect_s, read_s: time-outs, seconds.
+    """
+
+    endpoint: str
+    bucket_endpoint: str
+    is_virtual_host: bool
+    region: str
+    connect_s: float
+    read_s: float
+    key: str | None = field(repr=False)
+    secret: str | None = field(repr=False)
+    token: str | None = field(repr=False)
+
+
+def s3_access(fs: Any, path: str) -> S3Access:
+    """How s3fs reaches a bucket, for clients that take keys and an endpoint; foreign errors pass.
+
+    Raises:
+        StorageError: it is reached in a way that they have no words for.
+    """
+    return cast(S3Access, fsspec.asyn.sync(fs.loop, _access, fs, path.partition("/")[0]))
+
+
 def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether it is s3fs's."""
     return "s3" in fs.protocol
@@ -139,6 +171,25 @@ async def _open(fs: Any, bucket: str) -> "S3Store | None":
         return None
     _reading_process = os.getpid()
     return _store_of(place, await _credentials(await fs.set_session()))
+
+
+async def _access(fs: Any, bucket: str) -> S3Access:
+    place = await _place(fs, bucket)
+    if isinstance(place, str):
+        raise StorageError(f"s3://{bucket}", f"only s3fs reaches it: {place}")
+    client = await fs.set_session()
+    credentials = await _credentials(client)
+    return S3Access(
+        endpoint=client.meta.endpoint_url,
+        bucket_endpoint=place.endpoint,
+        is_virtual_host=place.is_virtual_host,
+        region=place.region,
+        connect_s=place.connect_s,
+        read_s=place.read_s,
+        key=credentials.key if credentials else None,
+        secret=credentials.secret if credentials else None,
+        token=credentials.token if credentials else None,
+    )
 
 
 async def _place(fs: Any, bucket: str) -> _Place | str:

@@ -46,6 +46,7 @@ SURFACE = {
         "--ray",
         "--set",
         "--source",
+        "--steal-lease",
         "[JOB.yaml]",
     ],
     "models import": ["--json", "--model", "--set", "REGISTRY/NAME[@VERSION]"],
@@ -66,6 +67,7 @@ SURFACE = {
     "models rollback": ["--json", "--set", "REGISTRY/NAME"],
     "models show": ["--json", "--set", "REGISTRY/NAME[@VERSION]"],
     "plan": ["--json", "--model", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
+    "publish": ["--format", "--json", "--set", "OUTPUT"],
     "query": ["--json", "--set", "OUTPUT", "SQL"],
     "retrain": [
         "--gold",
@@ -292,7 +294,7 @@ def test_every_error_becomes_its_exit_code(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.err.endswith("reason of two lines\n")
-    assert kind.exit_code in (1, 2, 3)
+    assert kind.exit_code in (1, 2, 3, 75)
     monkeypatch.setenv("BATCHDET_DEBUG", "1")
     with pytest.raises(kind):
         main(["runs", "x"])

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,8 +16,9 @@ from typing import Literal
 import aiohttp
 from aiohttp import web
 
-Kind = Literal["status", "reset", "reset_midway", "truncate", "lose_answer", "hang", "slow", "gather"]
+Kind = Literal["status", "reset", "reset_midway", "truncate", "lose_answer", "hang", "slow", "gather", "unconditional"]
 CUTS = ("truncate", "reset_midway", "lose_answer")
+CONDITIONS = {"if-match", "if-none-match"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "trailer", "upgrade"}
 
 
@@ -29,7 +30,8 @@ class Fault:
         kind: `status` answers `status` with S3's XML and `code`; `reset` drops the connection; `reset_midway` drops it
             after half of the body; `truncate` ends it in good order after half of the body; `lose_answer` has the
             request done and drops the connection instead of saying so; `hang` never answers; `slow` waits `seconds`
-            first; `gather` holds requests until `count` of them wait, then lets all pass.
+            first; `gather` holds requests until `count` of them wait, then lets all pass; `unconditional` passes them
+            on without their conditions, as stores do that know none.
         times: how many requests it hits; None for all.
         method: only this one; None for all.
         seen: requests hit so far.
@@ -113,12 +115,15 @@ class FaultProxy:
                 await asyncio.sleep(fault.seconds)
             case "gather":
                 await fault._all_here.wait()
-        return await self._pass(request, cut=fault.kind if fault.kind in CUTS else None)
+        dropped = HOP_BY_HOP | (CONDITIONS if fault.kind == "unconditional" else set())
+        return await self._pass(request, fault.kind if fault.kind in CUTS else None, dropped)
 
-    async def _pass(self, request: web.Request, cut: str | None = None) -> web.StreamResponse:
+    async def _pass(
+        self, request: web.Request, cut: str | None = None, dropped: Set[str] = HOP_BY_HOP
+    ) -> web.StreamResponse:
         assert self._session is not None
         body = await _body(request)
-        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP]
+        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in dropped]
         url = aiohttp.client.URL(self.upstream + request.raw_path, encoded=True)
         async with self._session.request(
             request.method, url, headers=headers, data=body or None, allow_redirects=False

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchdet.errors import ConflictError, StorageError
-from batchdet.storage.exclusive import Seen, create_bytes, read_seen, replace_seen
+from batchdet.storage.exclusive import Seen, create_bytes, read_seen, remove_seen, replace_seen
 from batchdet.storage.filesystem import Store, open_store
 from tests.servers.faults import Fault, FaultProxy
 from tests.servers.s3 import Bucket
@@ -44,6 +44,18 @@ def test_an_object_is_replaced_as_it_was_read(store: Store) -> None:
         replace_seen(store, "a.json", b"3", seen)
     assert read_seen(store, "a.json").data == b"2"
     replace_seen(store, "a.json", b"2", seen)
+
+
+def test_an_object_is_removed_as_it_was_read(store: Store) -> None:
+    create_bytes(store, "a.json", b"1")
+    old = read_seen(store, "a.json")
+    replace_seen(store, "a.json", b"2", old)
+    with pytest.raises(ConflictError):
+        remove_seen(store, "a.json", old)
+    assert store.read_bytes("a.json") == b"2"
+    remove_seen(store, "a.json", read_seen(store, "a.json"))
+    assert not store.exists("a.json")
+    remove_seen(store, "a.json", old)
 
 
 def test_a_removed_object_is_not_as_it_was_read(store: Store) -> None:
