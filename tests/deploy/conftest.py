@@ -40,7 +40,7 @@ class Night:
     server: Prometheus | None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """A node whose processes tell its agent their metrics every second."""
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def cluster() -> Iterator[Cluster]:
             cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def night(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
     folder = tmp_path_factory.mktemp("night")
     agent = f"{cluster.address.partition(':')[0]}:{cluster.head_node.metrics_export_port}"

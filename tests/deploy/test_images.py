@@ -1,11 +1,15 @@
 """The image, the laptop's cluster and the shell scripts, as far as they can be judged without a Docker daemon."""
 
 import fnmatch
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from batchdet.config import load_job
@@ -18,9 +22,15 @@ SCRIPTS = [path for path in DEPLOY.rglob("*") if path.is_file() and path.read_by
 RAY_SERVICES = ("head", "worker", "label")
 
 
+def tool(name: str) -> str:
+    """A program that pip installed beside Python."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return found or pytest.skip(f"{name} is not installed")
+
+
 def test_hadolint_finds_nothing() -> None:
     done = subprocess.run(
-        ["hadolint", "--failure-threshold", "style", DEPLOY / "Dockerfile"], capture_output=True, text=True
+        [tool("hadolint"), "--failure-threshold", "style", DEPLOY / "Dockerfile"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -45,13 +55,13 @@ def test_what_the_image_copies_is_not_ignored() -> None:
 
 def test_scripts_pass_shellcheck() -> None:
     assert {path.name for path in SCRIPTS} >= {"leave-cluster", "submit", "night.sh"}
-    done = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True)
+    done = subprocess.run([tool("shellcheck"), *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 def test_yaml_is_tidy() -> None:
     rules = Path(__file__).with_name("yamllint.yml")
-    done = subprocess.run(["yamllint", "--strict", "-c", rules, DEPLOY], capture_output=True, text=True)
+    done = subprocess.run([tool("yamllint"), "--strict", "-c", rules, DEPLOY], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -112,3 +122,14 @@ def test_the_names_for_which_a_node_waits_are_those_of_rays_processes() -> None:
     script = (DEPLOY / "leave-cluster").read_text()
     (names,) = re.findall(r"ray::\((.*?)\)", script)
     assert names.split("|") == [Labeller.__ray_metadata__.class_name, read_remotely._function.__name__]
+
+
+def test_the_readme_goes_from_nothing_to_a_night_in_ten_commands() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    (block,) = re.findall("<!-- ten commands -->\n```sh\n(.*?)```", text, re.DOTALL)
+    assert len(block.splitlines()) == 10
+    assert subprocess.run(["sh", "-n"], input=block, text=True).returncode == 0
+    for path in re.findall(r"deploy/[\w./-]+", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"^\| `([\w./-]+)`", text, re.MULTILINE):
+        assert (DEPLOY / path).exists() or not re.search("[/.]", path), path
