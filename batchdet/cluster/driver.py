@@ -14,6 +14,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayEr
 
 from batchdet.cluster.crew import Crew, Member, check_room
 from batchdet.cluster.isolation import Suspect
+from batchdet.cluster.metrics import MeteredProgress
 from batchdet.cluster.paths import require_shared_paths
 from batchdet.cluster.session import connected
 from batchdet.config import JobConfig
@@ -47,9 +48,10 @@ class RayRunner:
 
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
         """See `batchdet.run.Runner`."""
+        metered = MeteredProgress(progress, context.plan.counts.num_planned, len(shard_ids))
         if not shard_ids:
             return
-        driver = Driver(context, shard_ids, progress, Crew(context, self._demand))
+        driver = Driver(context, shard_ids, metered, Crew(context, self._demand))
         try:
             driver.run()
         except RayTaskError:
@@ -72,7 +74,7 @@ class _Call:
 class Driver:
     """One run on the cluster the process is connected to."""
 
-    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: Progress, crew: Crew) -> None:
+    def __init__(self, context: RunContext, shard_ids: Sequence[int], progress: MeteredProgress, crew: Crew) -> None:
         self._context = context
         self._progress = progress
         self._crew = crew
@@ -221,13 +223,17 @@ class Driver:
             return
         suspect, call.member.suspect = call.member.suspect, None
         call.member.shards.discard(call.shard_id)
-        self._attempts[call.shard_id] += 1
+        self._count_attempt(call.shard_id)
         if self._attempts[call.shard_id] >= self._limits.max_attempts_per_shard + (suspect is not None):
             self._give_up(call.shard_id, str(cause))
         elif suspect:
             self._suspects.append(suspect)
         else:
             self._todo.append(call.shard_id)
+
+    def _count_attempt(self, shard_id: int, *, blamed: bool = True) -> None:
+        self._attempts[shard_id] += blamed
+        self._progress.attempt_failed()
 
     def _give_up(self, shard_id: int, reason: str) -> None:
         self._unfinished.discard(shard_id)
@@ -237,6 +243,7 @@ class Driver:
         member = call.member
         self._lose(member)
         lost_node = _is_lost_node(error)
+        self._progress.labeller_died(lost_node)
         where = f"shards {sorted(member.shards)}" if member.shards else call.kind
         self._progress.log(f"a labeller died ({'its node was lost' if lost_node else 'process ended'}) with {where}")
         if call.kind == "setup":
@@ -245,7 +252,7 @@ class Driver:
         elif member.suspect:
             self._suspect_died(member.suspect, call.kind, lost_node)
         for shard_id in sorted(member.shards):
-            self._attempts[shard_id] += 0 if lost_node else 1
+            self._count_attempt(shard_id, blamed=not lost_node)
             if self._attempts[shard_id] < self._limits.max_attempts_per_shard:
                 self._todo.append(shard_id)
             else:
