@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def test_the_numbers_on_the_dashboard_are_the_rows(night: Night, server: Prometh
     (opened,) = server.series("max_over_time(sum(ray_batchdet_shards_open)[10m:1s])")
     assert float(opened["value"][1]) >= 1
     assert [one["value"][1] for one in server.series("last_over_time(ray_batchdet_shards_open[10m])")] == ["0"]
+
+
+def test_the_dashboard_is_drawn(server: Prometheus, tmp_path: Path) -> None:
+    picture = tmp_path / "dashboard.png"
+    flags = ["--prometheus", f"http://{server.address}", "--minutes", "10", "--to", picture]
+    done = subprocess.run([sys.executable, MONITORING / "render.py", *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_dashboard_and_alerts_name_only_exported_metrics() -> None:
