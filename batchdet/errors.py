@@ -24,7 +24,8 @@ BatchdetError
 ├── GateError                  a model is not promoted: it measures worse than the live one; exit 3
 ├── DriftError                 pseudo-labels are unlike gold; exit 3
 ├── AlarmError                 what changed between two runs is past a threshold; exit 3
-└── AuditError                 the receipt does not add up; exit 3
+├── AuditError                 the receipt does not add up; exit 3
+└── NightError                 a night did not go well; exits as what ended it
 """
 
 from typing import ClassVar
@@ -37,7 +38,7 @@ class BatchdetError(Exception):
         exit_code: what the command line exits with when this error ends it.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class UserError(BatchdetError):
@@ -184,3 +185,15 @@ class AuditError(BatchdetError):
     """The coverage receipt does not add up."""
 
     exit_code = 3
+
+
+class NightError(BatchdetError):
+    """A night did not go well; its summary is written and told.
+
+    Attributes:
+        exit_code: of the error that ended it.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -101,6 +101,7 @@ def label_bucket(
     progress: Progress,
     *,
     new_run: bool = False,
+    gives_up_others: bool = False,
     profile: bool = False,
     listing: Listing | None = None,
     steal_lease: bool = False,
@@ -112,6 +113,7 @@ def label_bucket(
         runner: where.
         progress: told what happens.
         new_run: close an open run as partial first, instead of resuming it.
+        gives_up_others: do so with an open run that this job cannot go on with, instead of refusing.
         profile: write time lines of the labellers and a summary to the output, see `profiling`.
         listing: batches of `schema.LISTING`: the images of the source to label; None for all of them.
         steal_lease: take the output from whoever holds it.
@@ -134,7 +136,8 @@ def label_bucket(
         require_publishable(output, job.publish)
     terms = Terms(job.limits.lease_seconds, steal_lease)
     with held(output, "label", terms, progress.log) as lease, runner.ready(job, progress):
-        plan = _open_run(job, Ledger(output), progress, listing, new_run=new_run)
+        begins = _Beginning(new_run, gives_up_others)
+        plan = _open_run(job, Ledger(output), progress, listing, begins)
         lease.require()
         row = _label(RunContext(job, plan, profile, deadline), runner, progress, Ledger(output), lease)
         if job.publish is not None and row.status == "complete":
@@ -225,13 +228,25 @@ def _output_errors(job: JobConfig) -> Iterator[None]:
         ) from error
 
 
-def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, listing: Listing | None, *, new_run: bool) -> RunPlan:
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What becomes of a run that is open: always given up, or given up where this job cannot go on with it."""
+
+    new_run: bool
+    gives_up_others: bool
+
+
+def _open_run(
+    job: JobConfig, ledger: Ledger, progress: Progress, listing: Listing | None, begins: _Beginning
+) -> RunPlan:
     """The open run this job goes on with, or a new one; open runs left behind are closed as partial."""
     model = describe_model(job)
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
-    current = [plan for plan in open_runs if not new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
-    stopped = None if new_run or current else ledger.stopped_run()
+    current = [plan for plan in open_runs if not begins.new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
+    if current and begins.gives_up_others and _other_job(current[0], job, model) is not None:
+        current = []
+    stopped = None if begins.new_run or open_runs else ledger.stopped_run()
     if stopped and _other_job(stopped, job, model) is None:
         current = [stopped]
     if current:

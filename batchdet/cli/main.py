@@ -19,6 +19,7 @@ from batchdet.cli.calibrate import calibrate
 from batchdet.cli.diff import diff
 from batchdet.cli.doctor import doctor
 from batchdet.cli.evaluate import evaluate
+from batchdet.cli.nightly import nightly
 from batchdet.cli.publish import publish
 from batchdet.cli.retrain import retrain
 from batchdet.errors import BatchdetError, ConfigError, InterruptedRunError
@@ -84,6 +85,7 @@ for _command in (
     analysis.query,
     diff,
     publish,
+    nightly,
     retrain,
     evaluate,
     calibrate,

@@ -1,0 +1,58 @@
+"""Door to a night. Knows flags, not how a night goes."""
+
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings
+from batchdet.cli.output import print_json, print_table
+from batchdet.cli.runner import build_runner
+from batchdet.errors import NightError
+from batchdet.progress import open_progress
+
+
+def nightly(
+    nightly_file: Annotated[str, typer.Argument(metavar="NIGHTLY.yaml", help="The night's job.")],
+    night: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which night to begin or go on with; the date in UTC if not given."),
+    ] = None,
+    settings: Settings = None,
+    ray: RayAddress = "auto",
+    steal_lease: Annotated[
+        bool, typer.Option("--steal-lease", help="Take the output from whoever holds it; make sure that it is dead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Label what is new, audit it, tell what changed, and when it is due retrain, promote and label again.
+
+    The same night begun again goes on where it stopped. Exit codes: 0 all is well; 1 labelling or training did not
+    end, the same command goes on; 3 an audit failed, an alarm was raised or a student was not promoted; 75 another run
+    holds the output.
+    """
+    from batchdet.nightly.job import load_nightly
+
+    config = load_nightly(nightly_file, read_settings(settings))
+    from batchdet.cli.retrain import build_place
+    from batchdet.nightly.account import lines
+    from batchdet.nightly.night import Places, run_night
+    from batchdet.retraining import retrain
+
+    name = night or datetime.now(UTC).date().isoformat()
+    with open_progress(sys.stderr) as progress:
+        runner, place = build_runner(ray, config.job.cluster), build_place(ray)
+        places = Places(runner, lambda train: retrain(train, place, runner, progress))
+        summary = run_night(config, name, places, progress, steal_lease=steal_lease)
+    if as_json:
+        print_json(summary)
+    else:
+        steps = ((step, _outcome(found)) for step, found in summary["steps"].items() if step != "begun")
+        print_table(("night", name), [*steps, *(("", line) for line in lines(summary))])
+    if summary["exit_code"]:
+        raise NightError(f"night {name}: {summary['error']}", summary["exit_code"])
+
+
+def _outcome(found: dict[str, object]) -> str:
+    return f"skipped: {found['skipped']}" if "skipped" in found else "done"

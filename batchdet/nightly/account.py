@@ -1,0 +1,80 @@
+"""A night's steps summed up, for the journal and for people. Knows no storage."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from batchdet.errors import BatchdetError
+from batchdet.nightly.journal import Document
+from batchdet.notify import Message
+
+
+def sum_up(
+    night: str,
+    output: str,
+    steps: Mapping[str, Any],
+    error: BatchdetError | None,
+    earlier: Mapping[str, Any] | None,
+    now: datetime,
+) -> Document:
+    """The summary of a night.
+
+    Args:
+        night: its name.
+        output: URI of the folder.
+        steps: what each step left, by name, as far as they went.
+        error: what ended the night; None where all is well.
+        earlier: the summary of the night before; None for the first.
+        now: UTC.
+    """
+    return {
+        "night": night,
+        "output": output,
+        "started_at": steps["begun"]["started_at"] if "begun" in steps else now.isoformat(),
+        "finished_at": now.isoformat(),
+        "exit_code": 0 if error is None else error.exit_code,
+        "error": None if error is None else str(error),
+        "since_retraining": _since_retraining(steps, earlier, now),
+        "steps": dict(steps),
+    }
+
+
+def _since_retraining(steps: Mapping[str, Any], earlier: Mapping[str, Any] | None, now: datetime) -> Document:
+    """When the last student was trained, or the first night was, and what was labelled since."""
+    accepted = steps.get("label", {}).get("images_accepted", 0)
+    if "reference" in steps.get("retrain", {}) or earlier is None:
+        is_first = earlier is None
+        time = steps["begun"]["started_at"] if "begun" in steps else now.isoformat()
+        return {"time": time, "images_accepted": accepted if is_first else 0}
+    since = earlier["since_retraining"]
+    return {"time": since["time"], "images_accepted": since["images_accepted"] + accepted}
+
+
+def message(summary: Mapping[str, Any]) -> Message:
+    """What people are told of a night."""
+    well = "is done" if summary["exit_code"] == 0 else f"needs you (exit {summary['exit_code']})"
+    title = f"night {summary['night']} of {summary['output']} {well}"
+    return Message(title, tuple(lines(summary)), json.dumps(summary, ensure_ascii=False))
+
+
+def lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """A few facts of a night, a line each."""
+    steps = summary["steps"]
+    if summary["error"]:
+        yield summary["error"]
+    for name in ("refilter", "label", "relabel"):
+        run = steps.get(name, {})
+        if "run_id" in run:
+            yield (
+                f"{name}: run {run['run_id']} {run['status']}, {run['num_labelled']:,} labelled, {run['num_failed']:,} "
+                f"failed, {run['num_unchanged']:,} unchanged, {run['num_deleted']:,} deleted, "
+                f"{run['num_detections']:,} detections"
+            )
+    for alarm in steps.get("changes", {}).get("alarms") or ():
+        yield f"alarm: {alarm['sentence']}"
+    made = steps.get("retrain", {})
+    if "reference" in made:
+        scores = [made[name] for name in ("teacher_map", "student_map")]
+        before, after = ("unmeasured" if score is None else f"{score:.3f}" for score in scores)
+        yield f"retrained {made['reference']}: mAP {before} -> {after}, {'live' if made['promoted'] else 'not promoted'}"

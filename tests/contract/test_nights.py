@@ -1,0 +1,271 @@
+"""Nights told one after the other: each step once, each night an honest account."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchdet.config import load_config
+from batchdet.demo.shipped import shipped_model
+from batchdet.errors import BatchdetError, OutputHeldError, RunError
+from batchdet.labelling import Hardware, InlineRunner, RunContext
+from batchdet.nightly.job import NightlyConfig
+from batchdet.nightly.night import Places, run_night
+from batchdet.release import Release
+from batchdet.retraining import Retrained
+from batchdet.storage.filesystem import open_store
+from batchdet.storage.lease import held
+from batchdet.training.job import RetrainConfig
+from batchdet.training.steps import StepLine
+from tests.contract.buckets import Bucket, MakeJob, fresh_scene, new_bucket, picture
+from tests.contract.conftest import Recorder
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@dataclass
+class Nights:
+    """The bucket's nights, a day apart."""
+
+    bucket: Bucket
+    registry: Path
+    fields: dict[str, Any] = field(default_factory=dict)
+    day: int = 0
+    trained: list[RetrainConfig] = field(default_factory=list)
+    recorder: Recorder = field(default_factory=Recorder)
+    promotes: bool = True
+    runner: Any = field(default_factory=lambda: InlineRunner(Hardware("cpu", 1)))
+
+    def config(self, **fields: Any) -> NightlyConfig:
+        job = self.bucket.job().model_dump(mode="json")
+        job["model"]["reference"] = str(self.registry)
+        return load_config(NightlyConfig, None, {"job": job, **self.fields, **fields})
+
+    def spend(self, **fields: Any) -> dict[str, Any]:
+        """The next night."""
+        self.day += 1
+        return self.again(**fields)
+
+    def again(self, **fields: Any) -> dict[str, Any]:
+        """The same night, begun anew."""
+        now = NOON + timedelta(days=self.day)
+        name = now.date().isoformat()
+        return run_night(
+            self.config(**fields), name, Places(self.runner, self.retrain), self.recorder, clock=lambda: now
+        )
+
+    def retrain(self, job: RetrainConfig) -> Retrained:
+        """A student: the shipped model again, in other words."""
+        self.trained.append(job)
+        if self.promotes:
+            promote_twin(self.registry)
+        release = Release(f"{self.registry}@2", self.promotes, "1", () if self.promotes else ("mAP fell",), None, None)
+        return Retrained(release, None, (), 0, 0, 5, 0, StepLine(5, 5, 1.0, {}, 0.1, 1.0, (), {}, 0.1))
+
+
+def promote_twin(registry: Path) -> None:
+    """Another digest, the same detections."""
+    version = registry / "2"
+    shutil.copytree(registry / "1", version)
+    card = json.loads((version / "model.json").read_text())
+    card["categories"] = [name.upper() if name != "__background__" else name for name in card["categories"]]
+    (version / "model.json").write_text(json.dumps(card))
+    (registry / "promoted.json").write_text(json.dumps({"version": "2", "history": []}))
+
+
+@pytest.fixture
+def nights(make_job: MakeJob, tmp_path: Path) -> Nights:
+    registry = tmp_path / "registry" / "shapes"
+    shutil.copytree(shipped_model(), registry)
+    return Nights(new_bucket(make_job, tmp_path), registry)
+
+
+def retraining(nights: Nights, tmp_path: Path, **fields: Any) -> dict[str, Any]:
+    train = {
+        "source": {"outputs": [str(nights.bucket.output)]},
+        "start": {"reference": str(nights.registry)},
+        "output": str(tmp_path / "trainings"),
+        "registry": str(nights.registry),
+        "held_out": {"annotations": "held.json", "images": "held"},
+    }
+    return {"retrain": {"train": train, **fields}}
+
+
+def test_nights_follow_each_other(nights: Nights) -> None:
+    first = nights.spend()
+    assert (first["exit_code"], first["steps"]["label"]["classes"]["num_new"]) == (0, 8)
+    assert first["steps"]["audit"]["passed"]
+    assert first["steps"]["retrain"] == {"skipped": "not asked for"}
+    picture(nights.bucket, 0).unlink()
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    second = nights.spend()
+    label, changes = second["steps"]["label"], second["steps"]["changes"]
+    assert (label["num_labelled"], label["num_deleted"], label["num_unchanged"]) == (1, 1, 7)
+    assert changes["alarms"] == []
+    written = nights.bucket.output / "nights" / second["night"]
+    assert json.loads((written / "summary.json").read_text()) == second
+    assert list((written / "changes").glob("changes-*.parquet"))
+    third = nights.spend()
+    assert (third["exit_code"], third["steps"]["label"]["num_unchanged"]) == (0, 8)
+
+
+def test_a_night_that_is_done_is_not_done_again(nights: Nights) -> None:
+    first = nights.spend()
+    assert nights.again() == first
+    assert len(nights.bucket.ask("SELECT run_id FROM runs")) == 1
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class DiesAfter(InlineRunner):
+    """Labels some shards, and is gone."""
+
+    def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+        super().run(context, list(shard_ids)[:1], progress)
+        raise Killed
+
+
+def test_a_night_that_died_goes_on_where_it_stopped(nights: Nights) -> None:
+    nights.runner = DiesAfter(Hardware("cpu", 1))
+    with pytest.raises(Killed):
+        nights.spend()
+    nights.runner = InlineRunner(Hardware("cpu", 1))
+    summary = nights.again()
+    assert (summary["exit_code"], summary["steps"]["label"]["num_labelled"]) == (0, 8)
+    assert len(nights.bucket.ask("SELECT DISTINCT run_id FROM all_images")) == 1
+
+
+def test_a_run_of_last_night_is_finished_and_tonight_is_labelled_too(nights: Nights) -> None:
+    nights.runner = DiesAfter(Hardware("cpu", 1))
+    with pytest.raises(Killed):
+        nights.spend()
+    nights.runner = InlineRunner(Hardware("cpu", 1))
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    label = nights.spend()["steps"]["label"]
+    assert (len(label["runs"]), label["num_labelled"], label["num_unchanged"]) == (2, 1, 8)
+
+
+class Fails(InlineRunner):
+    """A cluster that is lost."""
+
+    def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+        raise RunError("the cluster was lost")
+
+
+def test_a_failure_is_told_and_the_same_night_goes_on(nights: Nights) -> None:
+    nights.runner = Fails(Hardware("cpu", 1))
+    summary = nights.spend()
+    assert (summary["exit_code"], summary["error"]) == (1, "the cluster was lost")
+    assert "label" not in summary["steps"]
+    nights.runner = InlineRunner(Hardware("cpu", 1))
+    assert nights.again()["exit_code"] == 0
+
+
+def test_out_of_time_is_no_failure_and_nothing_is_labelled_twice(nights: Nights) -> None:
+    hours = {"job.limits.max_hours": 1e-9}
+    short = nights.spend(**hours)
+    assert (short["exit_code"], short["steps"]["label"]["status"]) == (0, "partial")
+    assert short["steps"]["changes"] == {"skipped": "labelling goes on in the next night"}
+    whole = nights.spend()
+    assert whole["steps"]["label"]["runs"][0] == short["steps"]["label"]["run_id"]
+    assert len(whole["steps"]["label"]["runs"]) == 2
+    assert len(nights.bucket.ask("SELECT image_uri FROM all_images")) == 8
+
+
+def test_another_policy_judges_what_is_stored(nights: Nights) -> None:
+    nights.spend()
+    summary = nights.spend(**{"job.policy.score_threshold": 0.9})
+    assert summary["steps"]["refilter"]["num_labelled"] == 8
+    assert summary["steps"]["label"]["num_labelled"] == 0
+    assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
+
+
+def test_a_broken_listing_ends_the_night_and_changes_nothing(nights: Nights) -> None:
+    nights.spend()
+    for number in range(6):
+        picture(nights.bucket, number).unlink()
+    summary = nights.spend()
+    assert summary["exit_code"] == 2
+    assert "no longer listed" in summary["error"]
+    assert len(nights.bucket.current()) == 8
+
+
+def test_an_alarm_is_told_and_nothing_is_learned_from_that_night(nights: Nights, tmp_path: Path) -> None:
+    nights.fields = retraining(nights, tmp_path, every_days=1) | {
+        "diff.alarms": {"max_deleted_fraction": 0.1, "min_images": 1}
+    }
+    nights.spend()
+    picture(nights.bucket, 0).unlink()
+    summary = nights.spend()
+    assert summary["exit_code"] == 3
+    assert summary["steps"]["changes"]["alarms"][0]["name"] == "max_deleted_fraction"
+    assert not nights.trained
+
+
+def test_a_student_is_trained_when_due_and_what_it_makes_stale_is_labelled_again(
+    nights: Nights, tmp_path: Path
+) -> None:
+    nights.fields = retraining(nights, tmp_path, every_days=2)
+    assert [nights.spend()["steps"]["retrain"] for _ in range(2)] == [{"skipped": "not due"}] * 2
+    summary = nights.spend()
+    assert summary["exit_code"] == 0
+    assert summary["steps"]["retrain"]["promoted"]
+    assert summary["steps"]["relabel"]["classes"]["num_stale"] == 8
+    assert summary["steps"]["relabel_audit"]["passed"]
+    assert [job.output for job in nights.trained] == [f"{tmp_path}/trainings/{summary['night']}"]
+    after = nights.spend()
+    assert after["steps"]["retrain"] == {"skipped": "not due"}
+    assert after["steps"]["label"]["num_unchanged"] == 8
+    assert after["steps"]["changes"]["run_before"], "what the student changed is told the next night"
+
+
+def test_enough_new_images_make_a_student_due(nights: Nights, tmp_path: Path) -> None:
+    nights.fields = retraining(nights, tmp_path, every_days=None, after_accepted=10, relabel=False)
+    nights.promotes = False
+    nights.spend()
+    for seed in range(20, 24):
+        (nights.bucket.folder / f"{seed}.jpg").write_bytes(fresh_scene(seed))
+    summary = nights.spend()
+    assert (summary["exit_code"], len(nights.trained)) == (3, 1)
+    assert summary["error"].endswith("is not promoted: mAP fell")
+    assert nights.again()["exit_code"] == 3, "told again, not trained again"
+    assert len(nights.trained) == 1
+    assert nights.spend()["since_retraining"]["images_accepted"] == 0
+
+
+def test_a_night_beside_another_run_is_refused_and_leaves_nothing(nights: Nights) -> None:
+    output = open_store(str(nights.bucket.output), {})
+    nights.spend()
+    refused: list[BatchdetError] = []
+
+    def other() -> None:
+        try:
+            nights.spend()
+        except OutputHeldError as error:
+            refused.append(error)
+
+    with held(output, "label"):
+        run_in_thread(other)
+    assert [error.exit_code for error in refused] == [75]
+    assert not (nights.bucket.output / "nights" / "2026-03-03").exists()
+
+
+def run_in_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_a_job_and_its_registry_are_one(nights: Nights, tmp_path: Path) -> None:
+    nights.fields = retraining(nights, tmp_path)
+    nights.fields["retrain"]["train"]["registry"] = str(tmp_path / "elsewhere")
+    with pytest.raises(BatchdetError, match="a promoted student never labels"):
+        nights.spend()
