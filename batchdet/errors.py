@@ -194,6 +194,6 @@ class NightError(BatchdetError):
         exit_code: of the error that ended it.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from batchdet import __version__
-from batchdet.config import JobConfig, canonical_json
+from batchdet.config import EXACT_SETTINGS, JobConfig, canonical_json
 from batchdet.engine.backends.choice import require_backend
 from batchdet.engine.checkpoint import load_model
 from batchdet.engine.postfilter import PostFilter
@@ -22,6 +22,7 @@ from batchdet.errors import (
     ConfigError,
     FailureRateError,
     InterruptedRunError,
+    ModelError,
     OpenShardsError,
     OutputError,
     StorageError,
@@ -55,9 +56,6 @@ SAME_FIELDS = (
     "storage.source",
 )
 """Fields of a job that change rows, beside source, model and policy."""
-
-STALE_FIELDS = ("model.precision", "reading.decode")
-"""Fields whose change makes labels stale, beside the model and a lower `model.score_floor`."""
 
 RECORDED_VERSIONS = (
     "ray",
@@ -197,10 +195,19 @@ def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
     with _output_errors(job):
         ledger = Ledger(open_store(job.output, job.storage.output))
         rows = ledger.complete_runs()
-    comparison = _comparison(job, describe_model(job), rows, ledger) if rows else Comparison()
+    comparison = _comparison(job, _model_to_compare(job, progress), rows, ledger) if rows else Comparison()
     counts, num_known = count_plan(_listing(job, progress), _known(ledger, rows), job.plan, comparison)
     refuse_vanishing(counts, num_known, job.plan, job.source)
     return counts
+
+
+def _model_to_compare(job: JobConfig, progress: Progress) -> ModelInfo | None:
+    """The job's model; None, and a line that says so, where this machine cannot load it."""
+    try:
+        return describe_model(job)
+    except ModelError as error:
+        progress.log(f"{error}; so stale images are counted as unchanged here")
+        return None
 
 
 def describe_model(job: JobConfig) -> ModelInfo:
@@ -277,14 +284,17 @@ def _tell_differences(job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], 
 
 
 def _comparison(
-    job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], ledger: Ledger, *, is_whole: bool = True
+    job: JobConfig, model: ModelInfo | None, rows: Sequence[RunRow], ledger: Ledger, *, is_whole: bool = True
 ) -> Comparison:
     """How the images of complete runs stand to a run of this job; of a partial listing nothing is taken for deleted."""
+    is_covered = covers(job.source, job.storage.source, job.plan.extensions) if is_whole else None
+    if model is None:
+        return Comparison(covers=is_covered)
     same = [row for row in rows if row.model_digest == model.digest and _same_settings(row, job)]
     copied = [row.run_id for row in same if row.policy_digest == job.policy.digest]
     return Comparison(
         same_model=frozenset(row.run_id for row in same),
-        covers=covers(job.source, job.storage.source, job.plan.extensions) if is_whole else None,
+        covers=is_covered,
         labelled_bytes=partial(ledger.labelled_bytes, copied) if copied else None,
     )
 
@@ -292,8 +302,17 @@ def _comparison(
 def _same_settings(row: RunRow, job: JobConfig) -> bool:
     """Whether a run's labels hold what this job's settings would give; a lower floor's hold those of a higher one."""
     then, now = json.loads(row.config), job.model_dump(mode="json")
-    floors = (value_at(then, "model.score_floor"), job.model.score_floor)
-    return floors[0] <= floors[1] and all(value_at(then, field) == value_at(now, field) for field in STALE_FIELDS)
+    return _recorded(then, "model.score_floor", 1.0) <= job.model.score_floor and all(
+        _recorded(then, field, usual) == value_at(now, field) for field, usual in EXACT_SETTINGS.items()
+    )
+
+
+def _recorded(config: dict[str, Any], field: str, usual: Any) -> Any:
+    """A field of a recorded job; what it meant before there was one, where it is missing."""
+    try:
+        return value_at(config, field)
+    except KeyError:
+        return usual
 
 
 def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow]) -> PlanHeader:

@@ -38,8 +38,10 @@ SURFACE = {
     "evaluate": ["--gold", "--images", "--json", "--model", "--output", "--ray", "--set", "--to"],
     "label": [
         "--json",
+        "--max-hours",
         "--model",
         "--new-run",
+        "--no-delete",
         "--output",
         "--policy",
         "--profile",
@@ -66,7 +68,8 @@ SURFACE = {
     ],
     "models rollback": ["--json", "--set", "REGISTRY/NAME"],
     "models show": ["--json", "--set", "REGISTRY/NAME[@VERSION]"],
-    "plan": ["--json", "--model", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
+    "nightly": ["--json", "--night", "--ray", "--set", "--steal-lease", "NIGHTLY.yaml"],
+    "plan": ["--json", "--model", "--no-delete", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
     "publish": ["--format", "--json", "--set", "OUTPUT"],
     "query": ["--json", "--set", "OUTPUT", "SQL"],
     "retrain": [
@@ -205,13 +208,23 @@ def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "new": 1,
         "changed": 1,
         "failed_retry": 0,
+        "stale": 0,
         "unchanged": 0,
+        "quarantined": 0,
+        "deleted": 0,
         "undated": 0,
         "to_label": 2,
         "bytes": 16,
+        "gets": 2,
         "shards": 1,
         "estimated_seconds": 0.2,
+        "estimated_hours": 0.0,
+        "estimated_dollars": None,
     }
+    assert "stale images are counted as unchanged here" in captured.err
+    prices = ["--set", "prices.per_hour=36", "--set", "prices.per_1000_gets=500"]
+    assert main(["plan", *wanted, *prices, "--no-delete", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["estimated_dollars"] == 1.0, "0.16 s of an hour, and two requests"
     assert "listing:" not in captured.err
     assert main(["plan", *wanted]) == 0
     assert "to_label\t2" in capsys.readouterr().out
