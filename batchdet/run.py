@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
 from batchdet import __version__
-from batchdet.config import JobConfig, canonical_json
+from batchdet.config import SAME_FIELDS, JobConfig, canonical_json, value_at
 from batchdet.engine.backends.choice import require_backend
 from batchdet.engine.checkpoint import load_model
 from batchdet.engine.postfilter import PostFilter
@@ -44,17 +44,6 @@ from batchdet.storage.registry import fetch_model
 ACCEPT_FAILURES = (
     "raise the limit and run again to keep them as failed rows, which the next run tries again; --new-run begins anew"
 )
-SAME_FIELDS = (
-    "model.score_floor",
-    "model.precision",
-    "model.backend",
-    "plan.max_pixels",
-    "plan.max_bytes",
-    "reading.block_images",
-    "reading.decode",
-    "storage.source",
-)
-"""Fields of a job that change rows, beside source, model and policy."""
 
 STALE_FIELDS = ("model.precision", "reading.decode")
 """Fields whose change makes labels stale, beside the model and a lower `model.score_floor`."""
@@ -230,7 +219,12 @@ def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, listing: Listi
     model = describe_model(job)
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
-    current = [plan for plan in open_runs if not new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
+    current = [
+        plan
+        for plan in open_runs
+        # A run made of committed rows labels nothing: whoever began it begins again.
+        if not new_run and plan.header.derived is None and (not rows or plan.run_id > rows[0].run_id)
+    ][:1]
     stopped = None if new_run or current else ledger.stopped_run()
     if stopped and _other_job(stopped, job, model) is None:
         current = [stopped]
@@ -316,13 +310,6 @@ def _other_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> str | None:
         if then != now:
             return f"{field}: the open run {plan.run_id} was begun with {then}, this job has {now}"
     return None
-
-
-def value_at(tree: Any, field: str) -> Any:
-    """The value of a dotted field in the plain tree of a job."""
-    for name in field.split("."):
-        tree = tree[name]
-    return tree
 
 
 def _stop_run(context: RunContext, ledger: Ledger, progress: Progress, images_per_second: float) -> RunRow | None:

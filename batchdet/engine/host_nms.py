@@ -65,7 +65,7 @@ def batched_nms(
 
 
 def _torch() -> Any:
-    """torch with torchvision's kernels."""
+    """Torch with torchvision's kernels."""
     import torch
     import torchvision  # noqa: F401  # registers them
 
