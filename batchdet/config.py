@@ -34,6 +34,18 @@ _SECRET = re.compile(
 EXACT_SETTINGS = {"reading.decode": "exact", "model.precision": "fp32"}
 """Fields that may change pixels or arithmetic, and the value with which rows are torchvision's own."""
 
+SAME_FIELDS = (
+    "model.score_floor",
+    "model.precision",
+    "model.backend",
+    "plan.max_pixels",
+    "plan.max_bytes",
+    "reading.block_images",
+    "reading.decode",
+    "storage.source",
+)
+"""Fields of a job that change rows, beside source, model and policy."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 BackendName = Literal["auto", "torch", "openvino", "onnxruntime"]
@@ -326,8 +338,11 @@ class DiffConfig(Section):
     """What is too much of it; null judges nothing."""
 
 
-class _PolicyFile(Section):
+class PolicyFile(Section):
+    """A policy by itself."""
+
     policy: PolicyConfig
+    """What is accepted."""
 
 
 def refuse_passwords(uris: Mapping[str, str]) -> None:
@@ -342,6 +357,13 @@ def refuse_passwords(uris: Mapping[str, str]) -> None:
     for field, uri in uris.items():
         if _PASSWORD.match(uri):
             raise ValueError(f"{field} holds a password; put credentials in the environment instead")
+
+
+def value_at(tree: Any, field: str) -> Any:
+    """The value of a dotted field in the plain tree of a job."""
+    for name in field.split("."):
+        tree = tree[name]
+    return tree
 
 
 def canonical_json(value: object) -> str:
@@ -383,7 +405,7 @@ def load_policy(path: str | Path) -> PolicyConfig:
     tree = _read_yaml(Path(path), "policy file")
     tree = tree if set(tree) == {"policy"} else {"policy": tree}
     try:
-        return _PolicyFile.model_validate(tree).policy
+        return PolicyFile.model_validate(tree).policy
     except ValidationError as error:
         raise ConfigError(f"policy file {path}: {_first_problem(error, tree)}") from error
 

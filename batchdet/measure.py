@@ -14,10 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet.analysis.query import ask_columns
-from batchdet.config import EXACT_SETTINGS, JobConfig, PolicyConfig, canonical_json, load_job
+from batchdet.config import (
+    EXACT_SETTINGS,
+    SAME_FIELDS,
+    JobConfig,
+    PolicyConfig,
+    canonical_json,
+    load_job,
+    value_at,
+)
 from batchdet.progress import Progress
 from batchdet.records import BoolArray, IntArray, ModelInfo
-from batchdet.run import SAME_FIELDS, Runner, describe_model, label_bucket, recorded_versions, value_at
+from batchdet.run import Runner, describe_model, label_bucket, recorded_versions
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.listing import list_images
 from batchdet.training.calibration import Threshold, Wanted, calibrate_thresholds

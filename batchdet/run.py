@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from batchdet import __version__
-from batchdet.config import EXACT_SETTINGS, JobConfig, canonical_json
+from batchdet.config import EXACT_SETTINGS, SAME_FIELDS, JobConfig, canonical_json, value_at
 from batchdet.engine.backends.choice import require_backend
 from batchdet.engine.checkpoint import load_model
 from batchdet.engine.postfilter import PostFilter
@@ -45,17 +45,6 @@ from batchdet.storage.registry import fetch_model
 ACCEPT_FAILURES = (
     "raise the limit and run again to keep them as failed rows, which the next run tries again; --new-run begins anew"
 )
-SAME_FIELDS = (
-    "model.score_floor",
-    "model.precision",
-    "model.backend",
-    "plan.max_pixels",
-    "plan.max_bytes",
-    "reading.block_images",
-    "reading.decode",
-    "storage.source",
-)
-"""Fields of a job that change rows, beside source, model and policy."""
 
 RECORDED_VERSIONS = (
     "ray",
@@ -250,11 +239,16 @@ def _open_run(
     model = describe_model(job)
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
-    current = [plan for plan in open_runs if not begins.new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
+    current = [
+        plan
+        for plan in open_runs
+        # A run made of committed rows labels nothing: whoever began it begins again.
+        if not begins.new_run and plan.header.derived is None and (not rows or plan.run_id > rows[0].run_id)
+    ][:1]
     if current and begins.gives_up_others and _other_job(current[0], job, model) is not None:
         current = []
     stopped = None if begins.new_run or open_runs else ledger.stopped_run()
-    if stopped and _other_job(stopped, job, model) is None:
+    if stopped and stopped.header.derived is None and _other_job(stopped, job, model) is None:
         current = [stopped]
     if current:
         _require_same_job(current[0], job, model)
@@ -350,13 +344,6 @@ def _other_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> str | None:
         if then != now:
             return f"{field}: the open run {plan.run_id} was begun with {then}, this job has {now}"
     return None
-
-
-def value_at(tree: Any, field: str) -> Any:
-    """The value of a dotted field in the plain tree of a job."""
-    for name in field.split("."):
-        tree = tree[name]
-    return tree
 
 
 def _stop_run(context: RunContext, ledger: Ledger, progress: Progress, images_per_second: float) -> RunRow | None:

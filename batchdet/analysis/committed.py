@@ -16,7 +16,7 @@ from fsspec import AbstractFileSystem
 
 from batchdet.analysis.history import read_history
 from batchdet.errors import NotFoundError, OutputError, StorageError
-from batchdet.storage.filesystem import Store, mapped_errors
+from batchdet.storage.filesystem import Store
 from batchdet.storage.ranged import RangedFile
 
 PROTOCOL = "batchdet-output"
@@ -59,22 +59,10 @@ def list_committed(output: Store) -> CommittedFiles:
         )
     complete = {row.run_id for row in rows if row.status == "complete"}
     row_files = {f"runs/{row.run_id}.parquet" for row in rows}
-    sizes = {name: size for name, size in _find(output, "runs").items() if name in row_files}
+    sizes = {name: size for name, size in output.sizes("runs").items() if name in row_files}
     for table in ("images", "detections"):
-        sizes |= {name: size for name, size in _find(output, table).items() if _run_of(name) in complete}
+        sizes |= {name: size for name, size in output.sizes(table).items() if _run_of(name) in complete}
     return CommittedFiles(output, dict(sorted(sizes.items())))
-
-
-def _find(output: Store, folder: str) -> dict[str, int]:
-    """Every file below the folder with its size; pages of a listing, no request per file."""
-
-    def find() -> dict[str, dict[str, Any]]:
-        with mapped_errors(output.child_uri(folder)):
-            found: dict[str, dict[str, Any]] = output.fs.find(output.path(folder), detail=True)
-            return found
-
-    prefix = output.path("").rstrip("/") + "/"
-    return {path.removeprefix(prefix): int(info["size"]) for path, info in output.patience.run(find).items()}
 
 
 def _run_of(name: str) -> str:

@@ -16,11 +16,13 @@ from typer.core import TyperGroup
 from batchdet import __version__
 from batchdet.cli import analysis, demo, label, models
 from batchdet.cli.calibrate import calibrate
+from batchdet.cli.compact import compact
 from batchdet.cli.diff import diff
 from batchdet.cli.doctor import doctor
 from batchdet.cli.evaluate import evaluate
 from batchdet.cli.nightly import nightly
 from batchdet.cli.publish import publish
+from batchdet.cli.refilter import refilter
 from batchdet.cli.retrain import retrain
 from batchdet.errors import BatchdetError, ConfigError, InterruptedRunError
 from batchdet.storage.names import printable_name
@@ -86,6 +88,8 @@ for _command in (
     diff,
     publish,
     nightly,
+    refilter,
+    compact,
     retrain,
     evaluate,
     calibrate,

@@ -3,9 +3,11 @@
 The one place that sets a model's own thresholds.
 """
 
+import contextlib
 import hashlib
 import json
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import partial
@@ -142,7 +144,9 @@ def _from_torchvision(reference: str) -> _Checkpoint:
 def _fetch_torchvision(weights: Any, reference: str) -> Any:
     """The state dict from torch's hub cache, downloaded first where it is not there."""
     try:
-        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
+        # torch.hub tells of a download on stdout, where results go
+        with contextlib.redirect_stdout(sys.stderr):
+            return weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except URLError as error:
         raise ModelError(
             f"model.reference {reference}: {weights.url} cannot be downloaded ({error.reason}); "

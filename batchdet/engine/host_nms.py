@@ -1,15 +1,17 @@
 """Non-maximum suppression on the host: numpy where boxes are many, torchvision's kernel where few. Knows no model.
 
+torch is imported where its kernel is called: who judges stored boxes hardly ever needs it.
+
 Boxes compete inside a segment: one group (a category, a pyramid level) of one image.
 Shape shorthand: N entries of a batch, B images, P pairs of entries that may overlap enough.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from batchdet.engine.nms import ROUNDING, float32_bound, reach_of, shift_limit
 
@@ -41,6 +43,7 @@ def batched_nms(
     Returns:
         [N] bool, the kept.
     """
+    torch = _torch()
     framed = _competing_frame(boxes, groups, image_index, counts)
     keep = np.ones(boxes.shape[0], dtype=np.bool_)
     many = counts > FEW
@@ -59,6 +62,14 @@ def batched_nms(
         segments = image_index[crowded] * (int(groups.max()) + 1) + groups[crowded]
         keep[crowded] = sweep_nms(framed[crowded], segments, iou_threshold)
     return keep
+
+
+def _torch() -> Any:
+    """Torch with torchvision's kernels."""
+    import torch
+    import torchvision  # noqa: F401  # registers them
+
+    return torch
 
 
 def _competing_frame(boxes: Floats, groups: Ints, image_index: Ints, counts: Ints) -> Floats:
@@ -103,6 +114,7 @@ def sweep_nms(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
 
 
 def _segment_by_segment(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
+    torch = _torch()
     # One key holds the segment and the place in it, so that sorting needs not keep the order of equals.
     order = np.sort((segments << 32) + np.arange(segments.shape[0])) & 0xFFFFFFFF
     cuts = np.flatnonzero(np.diff(segments.take(order))) + 1

@@ -3,7 +3,6 @@
 Shape shorthand: B images of a batch, N detections of all of them together.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from batchdet.config import PolicyConfig
+from batchdet.engine.acceptance import Candidates, bind
 from batchdet.engine.detections import Detections
 from batchdet.engine.steps import steps_for
-from batchdet.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +45,29 @@ class PostFilter:
             ConfigError: a threshold names an unknown category or lies under the floor; names the field.
         """
         self._policy = policy
-        self._thresholds = torch.tensor(_thresholds(policy, categories, score_floor), dtype=torch.float32)
+        self._acceptance = bind(policy, categories, score_floor)
+        self._thresholds = torch.from_numpy(self._acceptance.thresholds)
 
     def __call__(self, detections: Detections) -> Verdict:
-        """Judge a batch, on the device it lies on.
-
-        A score equal to its threshold passes. The second NMS compares only detections that passed the thresholds and
-        the size rule, and drops a box whose IoU with a better accepted one is over `iou_threshold`. The cap comes last.
-        """
+        """Judge a batch, on the device it lies on; see `Acceptance.judge` for the rules."""
         detections = detections.select(canonical_order(detections))
+        judge = self.on_host if detections.scores.device.type == "cpu" else self.on_device
+        return judge(detections)
+
+    def on_host(self, detections: Detections) -> Verdict:
+        """Judge a batch on a CPU, in canonical order."""
+        found = Candidates(
+            detections.boxes.numpy(),
+            detections.scores.numpy(),
+            detections.labels.numpy(),
+            detections.image_index.numpy(),
+            num_images=len(detections.capped),
+        )
+        accepted, over = self._acceptance.judge(found)
+        return Verdict(detections, torch.from_numpy(accepted), detections.capped | torch.from_numpy(over))
+
+    def on_device(self, detections: Detections) -> Verdict:
+        """Judge a batch on any device, in canonical order: the same verdict."""
         thresholds = self._thresholds.to(detections.scores.device)
         accepted = detections.scores >= thresholds[detections.labels]
         sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
@@ -106,22 +119,3 @@ def _cap(detections: Detections, accepted: Tensor, most: int) -> tuple[Tensor, T
     before = torch.cumsum(counts, 0) - counts
     rank = torch.cumsum(accepted.to(torch.int64), 0) - before[index]
     return accepted & (rank <= most), counts > most
-
-
-def _thresholds(policy: PolicyConfig, categories: Sequence[str], score_floor: float | None) -> list[float]:
-    floor = 0.0 if score_floor is None else score_floor
-    if policy.score_threshold < floor:
-        raise ConfigError(_under_floor("policy.score_threshold", policy.score_threshold, floor))
-    known = categories[1:]
-    for name, value in policy.score_thresholds.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"the model knows {', '.join(known[:10])}"
-            raise ConfigError(f"policy.score_thresholds.{name}: the model has no such category; {hint}")
-        if value < floor:
-            raise ConfigError(_under_floor(f"policy.score_thresholds.{name}", value, floor))
-    return [policy.score_thresholds.get(name, policy.score_threshold) for name in categories]
-
-
-def _under_floor(field: str, value: float, floor: float) -> str:
-    return f"{field} is {value}, under model.score_floor {floor}: lower the floor or raise the threshold"

@@ -77,4 +77,5 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     if "reference" in made:
         scores = [made[name] for name in ("teacher_map", "student_map")]
         before, after = ("unmeasured" if score is None else f"{score:.3f}" for score in scores)
-        yield f"retrained {made['reference']}: mAP {before} -> {after}, {'live' if made['promoted'] else 'not promoted'}"
+        live = "live" if made["promoted"] else "not promoted"
+        yield f"retrained {made['reference']}: mAP {before} -> {after}, {live}"

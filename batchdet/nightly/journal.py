@@ -81,7 +81,9 @@ def _read(output: Store, name: str) -> Document | None:
     except NotFoundError:
         return None
     except ValueError as error:
-        raise OutputError(f"{output.child_uri(name)} is damaged ({error}); remove it, and its step is done again") from error
+        raise OutputError(
+            f"{output.child_uri(name)} is damaged ({error}); remove it, and its step is done again"
+        ) from error
     if not isinstance(found, dict):
         raise OutputError(f"{output.child_uri(name)} is damaged; remove it, and its step is done again")
     return found

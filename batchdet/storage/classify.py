@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from batchdet.config import PlanConfig
 from batchdet.errors import SourceError
 from batchdet.records import PlanCounts
+from batchdet.storage.batches import exact_batches
 from batchdet.storage.schema import KNOWN, LABELLED_BYTES, LISTING, PLANNED, TWIN
 
 PARTS = ("fresh", "stale", "deleted")
@@ -66,17 +67,7 @@ class Classified:
         """One of `PARTS`, sorted by image_uri in UTF-8 byte order, `rows` at a time (fewer in the last)."""
         columns = ", ".join(PLANNED.names)
         query = f"SELECT {columns} FROM planned WHERE part = '{part}' ORDER BY image_uri"  # noqa: S608
-        held: list[pa.RecordBatch] = []
-        missing = rows
-        for batch in self._connection.sql(query).to_arrow_reader(_BATCH_ROWS):
-            while batch.num_rows >= missing:
-                yield _joined([*held, batch.slice(0, missing)])
-                batch = batch.slice(missing)
-                held, missing = [], rows
-            held.append(batch)
-            missing -= batch.num_rows
-        if missing < rows:
-            yield _joined(held)
+        yield from exact_batches(self._connection.sql(query).to_arrow_reader(_BATCH_ROWS), rows)
 
     def find_twins(self) -> None:
         """Give each image to label those of `Comparison.labelled_bytes` whose etag or size is its own."""
@@ -91,10 +82,6 @@ class Classified:
             twinned = _quote(self._root / "twinned.parquet")
             self._connection.execute(f"COPY ({_twinned_sql(path)}) TO {twinned} {_WRITE}")
             self._connection.execute(f"CREATE OR REPLACE VIEW planned AS SELECT * FROM read_parquet({twinned})")  # noqa: S608
-
-
-def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 @contextmanager

@@ -157,6 +157,17 @@ class Store:
         """Names of the folders directly in `folder`, relative to the store, sorted; none if it does not exist."""
         return self._children(folder, "directory")
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every file below `folder`, by name relative to the store; pages, no request per file."""
+        path, prefix = self.path(folder), self.path("").rstrip("/") + "/"
+
+        def find() -> dict[str, dict[str, Any]]:
+            with mapped_errors(self.child_uri(folder)):
+                found: dict[str, dict[str, Any]] = self.fs.find(path, detail=True)
+                return found
+
+        return {name.removeprefix(prefix): int(info["size"]) for name, info in self.patience.run(find).items()}
+
     def exists(self, name: str) -> bool:
         """Whether the object or folder is there."""
         path = self.path(name)

@@ -11,12 +11,16 @@ from batchdet.storage.plan import PLANS, RUN_ID
 PROFILES = "_profiles"
 """Folder of the time lines of runs that were profiled."""
 
+REMOVED = "_removed"
+"""Folder of notes on runs that were removed and whose files are still to be deleted."""
+
 _RUN_ID = RUN_ID.pattern
 _SCRATCH = r"\.[0-9a-f]{32}\.tmp"
 _KEPT = re.compile(
     rf"runs/({_RUN_ID}\.parquet|{_SCRATCH})"
     rf"|(images|detections)/run_id={_RUN_ID}/(shard-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
+    rf"|{REMOVED}/({_RUN_ID}\.json|{_SCRATCH})"
     rf"|{PROFILES}/{_RUN_ID}/(shard-\d{{5,}}\.json|trace\.json|summary\.txt|{_SCRATCH})"
     rf"|(images|detections|runs)/{LOG}/.+|{FOLDER}/(catalog\.db|(images|detections|runs)/metadata/.+)"
     rf"|{re.escape(LEASE)}|{re.escape(PROBE_NAME)}|{_SCRATCH}"

@@ -76,14 +76,14 @@ class Ledger:
         return self._output
 
     def run_rows(self) -> list[RunRow]:
-        """Every closed run, newest first.
+        """Every closed run, newest first; one that is removed meanwhile is none.
 
         Raises:
             SchemaVersionError: a run was written with another schema version.
         """
         names = [f"runs/{run_id}.parquet" for run_id in reversed(self._closed_run_ids())]
         with ThreadPoolExecutor(_READ_THREADS) as threads:
-            return list(threads.map(self._read_run, names))
+            return [row for row in threads.map(self._read_run_if_there, names) if row is not None]
 
     def complete_runs(self) -> list[RunRow]:
         """Closed runs that have all their shards, newest first."""
@@ -155,8 +155,7 @@ class Ledger:
                 detections = encode_table(tables.detections, DETECTIONS_ENCODING, stamp)
                 images = encode_table(tables.images, IMAGES_ENCODING, stamp)
             with timeline.span("upload", len(outcomes)):
-                self._output.write_bytes(_shard_name("detections", shard), detections)
-                self._output.write_bytes(_shard_name("images", shard), images)
+                self.write_shard(shard.run_id, shard.shard_id, detections, images)
         labelled = [outcome for outcome in outcomes if isinstance(outcome, LabelledImage)]
         return ShardReport(
             shard_id=shard.shard_id,
@@ -179,6 +178,15 @@ class Ledger:
         for shard_id in sorted(set(plan.parts[-1]) - self.committed(plan.run_id)):
             shard = read_shard(self._output, plan, shard_id)
             self.commit(plan, shard, [DeletedImage(ref) for ref in shard.images])
+
+    def write_shard(self, run_id: str, shard_id: int, detections: bytes, images: bytes) -> None:
+        """Write both files of a shard, the commit marker last.
+
+        Raises:
+            StorageError: the output refused a file; the shard stays open.
+        """
+        self._output.write_bytes(shard_file("detections", run_id, shard_id), detections)
+        self._output.write_bytes(shard_file("images", run_id, shard_id), images)
 
     def counts(self, run_id: str) -> RunCounts:
         """Counts of a run, derived from its committed images files; a file at a time is held per reading thread."""
@@ -252,6 +260,12 @@ class Ledger:
         names = (name.rsplit("/", 1)[-1].removesuffix(".parquet") for name in self._output.list("runs"))
         return sorted(name for name in names if RUN_ID.fullmatch(name))
 
+    def _read_run_if_there(self, name: str) -> RunRow | None:
+        try:
+            return self._read_run(name)
+        except NotFoundError:
+            return None
+
     def _read_run(self, name: str) -> RunRow:
         # not read_table: it loads pyarrow.dataset and with it pandas, a third of a second for every small command
         with opened(io.BytesIO(self._output.read_bytes(name))) as file:
@@ -269,17 +283,17 @@ class Ledger:
             return read_rows(file, there)
 
     def _known_in_shard(self, shard: tuple[str, int]) -> pa.Table:
-        return _placed(self._read_columns(_file_name("images", *shard), KNOWN.names), KNOWN, shard)
+        return _placed(self._read_columns(shard_file("images", *shard), KNOWN.names), KNOWN, shard)
 
     def _labelled_in_shard(self, shard: tuple[str, int]) -> pa.Table:
         columns = [*LABELLED_BYTES.names, "status"]
-        table = self._read_columns(_file_name("images", *shard), columns)
+        table = self._read_columns(shard_file("images", *shard), columns)
         labelled = pc.and_(pc.equal(table["status"], pa.scalar("labelled")), pc.is_valid(table["content_digest"]))
         return _placed(table.filter(labelled), LABELLED_BYTES, shard)
 
     def _count_shard(self, run_id: str, shard_id: int) -> RunCounts:
         columns = ["status", "num_detections", "failure_stage", "failure_code"]
-        table = self._read_columns(_file_name("images", run_id, shard_id), columns)
+        table = self._read_columns(shard_file("images", run_id, shard_id), columns)
         failed = table.filter(pc.equal(table["status"], pa.scalar("failed")))
         pairs = zip(failed["failure_stage"].to_pylist(), failed["failure_code"].to_pylist(), strict=True)
         failures: dict[str, int] = {}
@@ -317,9 +331,6 @@ def _count_true(mask: Any) -> int:
     return pc.sum(mask).as_py() or 0
 
 
-def _shard_name(table: str, shard: Shard) -> str:
-    return _file_name(table, shard.run_id, shard.shard_id)
-
-
-def _file_name(table: str, run_id: str, shard_id: int) -> str:
+def shard_file(table: str, run_id: str, shard_id: int) -> str:
+    """A shard's file of `images` or `detections`, relative to the output."""
     return f"{table}/run_id={run_id}/shard-{shard_id:05d}.parquet"

@@ -13,13 +13,17 @@ import pyarrow.parquet as pq
 
 
 @contextmanager
-def opened(stream: BinaryIO) -> Iterator[pq.ParquetFile]:
+def opened(stream: BinaryIO, dictionaries: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     """The file, for its metadata and for `read_rows`; it closes with the context.
+
+    Args:
+        stream: closed with the file.
+        dictionaries: text columns to read as dictionaries.
 
     Raises:
         pa.ArrowInvalid: it is not Parquet.
     """
-    with stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+    with stream, pq.ParquetFile(stream, pre_buffer=False, read_dictionary=list(dictionaries)) as file:
         yield file
 
 

@@ -54,6 +54,11 @@ class PlanHeader:
         """Metadata of every file of the run."""
         return FileStamp(self.run_id, self.model.digest, self.policy_digest)
 
+    @property
+    def derived(self) -> dict[str, Any] | None:
+        """How the run was made of committed rows; None for one that labels images."""
+        return derivation_of(self.config)
+
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
@@ -105,6 +110,16 @@ class RunPlan:
     def _part_images(self) -> tuple[int, int, int]:
         counts = self.counts
         return counts.num_planned - counts.num_stale, counts.num_stale, counts.num_deleted
+
+
+def derivation_of(config: str) -> dict[str, Any] | None:
+    """What the config of a run says of how it was made of committed rows; None for one that labelled images.
+
+    Args:
+        config: JSON, of a plan's header or of a run's row.
+    """
+    found: dict[str, Any] | None = json.loads(config).get("derived")
+    return found
 
 
 def new_run_id(now: datetime, previous: Iterable[str] = ()) -> str:

@@ -4,7 +4,7 @@ Apart from `plan`, which reads it back: labellers need that, and not the databas
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from batchdet.config import PlanConfig
 from batchdet.errors import SourceError
 from batchdet.records import PlanCounts
-from batchdet.storage.classify import PARTS, Classified, Comparison, classified
+from batchdet.storage.classify import PARTS, Comparison, classified
 from batchdet.storage.filesystem import Store
 from batchdet.storage.plan import PlanHeader, RunPlan, manifest_name, plan_name
 from batchdet.storage.schema import PLANNED, SCHEMA_VERSION, Encoding, writer_options
@@ -57,15 +57,10 @@ def make_plan(
     """
     with classified(listing, known, plan_config, comparison) as result:
         refuse_vanishing(result.counts, result.num_known, plan_config, header.source)
-        plan = RunPlan(
-            header=header,
-            counts=result.counts,
-            images_per_shard=plan_config.images_per_shard,
-            shards_per_file=max(1, _MANIFEST_ROWS // plan_config.images_per_shard),
-        )
+        plan = new_plan(header, result.counts, plan_config.images_per_shard)
         result.find_twins()
-        _write_manifests(output, plan, result)
-    output.write_bytes(plan_name(plan.run_id), _plan_json(plan).encode())
+        shards = (batch for part in PARTS for batch in result.batches(part, plan.images_per_shard))
+        write_plan(output, plan, shards)
     return plan
 
 
@@ -83,18 +78,51 @@ def refuse_vanishing(counts: PlanCounts, num_known: int, plan_config: PlanConfig
         )
 
 
-def _write_manifests(output: Store, plan: RunPlan, result: Classified) -> None:
+def new_plan(header: PlanHeader, counts: PlanCounts, images_per_shard: int) -> RunPlan:
+    """A plan whose manifest files hold as many shards as fit."""
+    return RunPlan(
+        header=header,
+        counts=counts,
+        images_per_shard=images_per_shard,
+        shards_per_file=max(1, _MANIFEST_ROWS // images_per_shard),
+    )
+
+
+def write_plan(output: Store, plan: RunPlan, shards: Iterator[pa.RecordBatch]) -> None:
+    """Write the manifests, then `plan.json`; from then on the run is open.
+
+    Args:
+        output: the output folder.
+        plan: what is written.
+        shards: the images of each shard, with columns of `schema.PLANNED`; those that are not there are null.
+
+    Raises:
+        StorageError: the output refused a file.
+    """
+    _write_manifests(output, plan, shards)
+    output.write_bytes(plan_name(plan.run_id), _plan_json(plan).encode())
+
+
+def _write_manifests(output: Store, plan: RunPlan, shards: Iterator[pa.RecordBatch]) -> None:
     """Manifest files one after the other: one file of row groups is all that is held in memory."""
     options = writer_options(PLANNED, Encoding(sorted_by=("image_uri",)))
     schema = PLANNED.with_metadata(plan.header.stamp.metadata())
-    shards = (batch for part in PARTS for batch in result.batches(part, plan.images_per_shard))
     for number in range(-(-plan.num_shards // plan.shards_per_file)):
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, schema, **options) as writer:
             for _ in range(min(plan.shards_per_file, plan.num_shards - number * plan.shards_per_file)):
                 batch = next(shards)
-                writer.write_batch(batch.cast(schema), row_group_size=max(batch.num_rows, 1))
+                writer.write_batch(_whole(batch).cast(schema), row_group_size=max(batch.num_rows, 1))
         output.write_bytes(manifest_name(plan.run_id, number), sink.getvalue().to_pybytes())
+
+
+def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with every column of `schema.PLANNED`."""
+    columns = [
+        batch.column(field.name) if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
+        for field in PLANNED
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=PLANNED.names)
 
 
 def _plan_json(plan: RunPlan) -> str:

@@ -119,7 +119,10 @@ ADDED_COLUMNS = frozenset({"copied_from", "failed_runs"})
 written before. To add one, name it in its table above and here; readers and views take files without it."""
 
 _VERSION_KEY = b"batchdet.schema_version"
-_ROW_GROUP_ROWS = 65_536
+BACKEND_KEY = b"batchdet.backend"
+"""Metadata of a file: what computed its rows."""
+ROW_GROUP_ROWS = 65_536
+"""Rows of a row group: what a reader that prunes can skip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class FileStamp:
             b"batchdet.model_digest": self.model_digest.encode(),
             b"batchdet.policy_digest": self.policy_digest.encode(),
         }
-        return found if self.backend is None else found | {b"batchdet.backend": self.backend.encode()}
+        return found if self.backend is None else found | {BACKEND_KEY: self.backend.encode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,7 @@ def encode_table(table: pa.Table, encoding: Encoding, stamp: FileStamp) -> bytes
     """The table as one Parquet file; equal tables and stamps give equal bytes."""
     sink = pa.BufferOutputStream()
     stamped = table.replace_schema_metadata(stamp.metadata())
-    pq.write_table(stamped, sink, row_group_size=_ROW_GROUP_ROWS, **writer_options(table.schema, encoding))
+    pq.write_table(stamped, sink, row_group_size=ROW_GROUP_ROWS, **writer_options(table.schema, encoding))
     return sink.getvalue().to_pybytes()
 
 

@@ -59,6 +59,16 @@ PARTS = {
     "parquet": Part("parquet", "Detections to Parquet", quick=("--images=100", "--rounds=1")),
     "diff": Part("diff", "Two runs compared, box by box", quick=("--images=4096", "--detections=2"), minutes=1),
     "plan": Part("plan_memory", "Planning ten million keys", ("--keys=10000000",), ("--keys=20000",)),
+    "refilter": Part(
+        "rewrite",
+        "Another policy over stored candidates",
+        ("refilter",),
+        ("refilter", "--nights=1", "--shards=1"),
+        minutes=2,
+    ),
+    "compact": Part(
+        "rewrite", "Nights into few large files", ("compact",), ("compact", "--nights=2", "--shards=1"), minutes=2
+    ),
     "scale": Part("scale", "The driver of many labellers", minutes=10),
 }
 

@@ -92,6 +92,7 @@ GOALS = (
     Goal("Parquet, bytes a detection", "parquet", "bytes a detection", "<=", 20),
     Goal("plan, keys/s a core", "plan", "keys a second", ">=", 500_000),
     Goal("plan, MiB for ten million keys", "plan", "peak MiB", "<=", 1024),
+    Goal("refilter, detections/s a core", "refilter", "least: detections a second", ">=", 1e6),
     Goal("driver's CPU with 10 times the images", "scale", "driver CPU with 10 times the images", "<=", 1.2),
     *(
         Goal(f"one H200, device side, fp16, images/s: {name}", "gpu", f"{name} fp16: images a second", ">=", bound)

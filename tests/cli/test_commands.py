@@ -32,6 +32,7 @@ SURFACE = {
         "--set",
         "--to",
     ],
+    "compact": ["--file-mib", "--grace-hours", "--history", "--json", "--remove", "--set", "OUTPUT"],
     "demo": ["--dir", "--json", "--retrain"],
     "diff": ["--alarms", "--json", "--set", "--to", "OUTPUT", "RUN_A", "RUN_B"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
@@ -72,6 +73,7 @@ SURFACE = {
     "plan": ["--json", "--model", "--no-delete", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
     "publish": ["--format", "--json", "--set", "OUTPUT"],
     "query": ["--json", "--set", "OUTPUT", "SQL"],
+    "refilter": ["--json", "--policy", "--set", "OUTPUT"],
     "retrain": [
         "--gold",
         "--held-out",
@@ -186,6 +188,26 @@ def test_diff(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["alarms"] == []
 
 
+def test_refilter(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["refilter", str(output), "--set", "policy.score_threshold=0.8", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["num_listed"], row["num_detections"], json.loads(row["policy"])["score_threshold"]) == (3, 1, 0.8)
+    file = tmp_path / "policy.yaml"
+    file.write_text("score_threshold: 0.1\n")
+    assert main(["refilter", str(output), "--policy", str(file), "--set", "policy.max_detections=2"]) == 0
+    assert "num_detections\t2" in capsys.readouterr().out
+    assert main(["audit", str(output)]) == 0
+
+
+def test_compact(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compact", str(output), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ([row["num_listed"] for row in found["runs"]], found["superseded"]) == ([3], [run_id(1)])
+    assert main(["compact", str(output), "--remove", "--grace-hours", "0"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["state\trun", f"deleted\t{run_id(1)}"]
+    assert main(["audit", str(output)]) == 0
+
+
 def test_sql(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for dialect in ("duckdb", "spark", "athena", "trino"):
         assert main(["sql", str(output), "--dialect", dialect]) == 0
@@ -270,6 +292,12 @@ MISTAKES = [
     ),
     (["plan", "{tmp}/job.yaml"], "job.yaml"),
     (["plan", "--source", "{tmp}/none", "--output", "{tmp}/o", "--model", "torchvision:ssd300_vgg16"], "{tmp}/none"),
+    (["refilter", "{tmp}/out put"], "no policy given"),
+    (["refilter", "{tmp}/out put", "--set", "policy.score_threshold=0.01"], "under model.score_floor 0.05"),
+    (["refilter", "{tmp}/out put", "--set", "policy.frob=1"], "policy.frob: unknown field"),
+    (["refilter", "{tmp}/out put", "--set", "model.x=1", "--set", "policy.nms=agnostic"], "only storage.output.*"),
+    (["compact", "{tmp}/out put", "--history", "some"], "'some' is not one of 'current', 'all'"),
+    (["compact", "{tmp}/nowhere"], "no complete run here"),
     (["models"], "Missing command; see batchdet models --help"),
     (["models", "list", "{tmp}"], "no models here"),
 ]
@@ -428,7 +456,14 @@ def test_reading_commands_load_neither_torch_nor_ray(output: Path) -> None:
     )
     whole_run(open_store(str(output), {}), 2, {"s3://b/a": Image(1)}, etag="other")
     compared = ["diff", str(output), run_id(1), run_id(2)]
-    for arguments in (["runs", str(output)], ["audit", str(output)], ["query", str(output), "SELECT 1"], compared):
+    for arguments in (
+        compared,
+        ["runs", str(output)],
+        ["audit", str(output)],
+        ["query", str(output), "SELECT 1"],
+        ["refilter", str(output), "--set", "policy.iou_threshold=0.4"],
+        ["compact", str(output)],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             capture_output=True,
@@ -436,7 +471,8 @@ def test_reading_commands_load_neither_torch_nor_ray(output: Path) -> None:
             cwd=Path(__file__).parents[2],
             check=False,
         )
-        assert (done.returncode, done.stderr) == (0, ""), arguments
+        told = [] if arguments[0] in ("refilter", "compact") else done.stderr.splitlines()
+        assert (done.returncode, told) == (0, []), (arguments, done.stderr)
 
 
 def test_the_doctor_looks_at_a_cluster_of_its_own() -> None:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from batchdet.analysis.audit import audit_run
 from batchdet.analysis.query import ask_columns
 from batchdet.config import JobConfig
@@ -90,5 +88,3 @@ def picture(bucket: Bucket, number: int) -> Path:
 
 def fresh_scene(seed: int) -> bytes:
     return next(iter(draw_scenes(seed=seed, count=1))).data
-
-

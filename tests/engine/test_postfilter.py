@@ -112,6 +112,17 @@ def test_no_candidate_is_dropped_and_none_is_changed(images_rows: tuple[int, lis
     assert sorted(row for row, _ in rows_of(verdict)) == sorted(rows)
 
 
+@settings(max_examples=100, deadline=None)
+@given(row_lists, policies)
+def test_a_cpu_and_a_device_judge_alike(images_rows: tuple[int, list[Row]], policy: PolicyConfig) -> None:
+    images, rows = images_rows
+    postfilter = PostFilter(policy, CATEGORIES)
+    ordered = postfilter(detections_of(rows, images)).detections
+    host, device = postfilter.on_host(ordered), postfilter.on_device(ordered)
+    assert torch.equal(host.accepted, device.accepted)
+    assert torch.equal(host.capped, device.capped)
+
+
 @settings(max_examples=50, deadline=None)
 @given(row_lists, policies)
 def test_a_neighbour_changes_nothing(images_rows: tuple[int, list[Row]], policy: PolicyConfig) -> None:
