@@ -37,7 +37,7 @@ def audit_run(output: Store, run_id: str | None = None) -> Receipt:
         check_shard(output, plan, shard_id, claims, findings)
     open_shards = tuple(shard_id for shard_id in range(plan.num_shards) if shard_id not in present)
     _check_closed(plan, row, open_shards, history, findings)
-    _check_counts(plan, row, findings)
+    _check_counts(plan, row, present, findings)
     checks = findings.checks()
     return Receipt(
         run_id=plan.run_id,
@@ -102,13 +102,16 @@ def _check_closed(
         findings.complain(check, f"{how}: closed as {row.status} with {done}; {rest}")
 
 
-def _check_counts(plan: RunPlan, row: RunRow | None, findings: Findings) -> None:
-    accounted = findings.num_labelled + findings.num_failed + plan.counts.num_unchanged
+def _check_counts(plan: RunPlan, row: RunRow | None, present: set[int], findings: Findings) -> None:
+    # what is still to be labelled is owed by a run that does not say it is complete
+    is_complete = row is not None and row.status == "complete"
+    waiting = 0 if is_complete else plan.counts.num_planned - plan.images_to_label(present)
+    accounted = findings.num_labelled + findings.num_failed + plan.counts.num_unchanged + waiting
     if accounted != plan.counts.num_listed:
         findings.complain(
             "listed = labelled + failed + unchanged",
             f"{plan.counts.num_listed} listed, but {findings.num_labelled} labelled + {findings.num_failed} failed "
-            f"+ {plan.counts.num_unchanged} unchanged",
+            f"+ {plan.counts.num_unchanged} unchanged" + (f" + {waiting} to be labelled" if waiting else ""),
         )
     for name, want in _recount(plan, findings).items() if row is not None else ():
         if getattr(row, name) != want:

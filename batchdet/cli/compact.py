@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from batchdet import compaction
-from batchdet.cli.options import AsJson, OutputUri, StorageSettings, open_output
+from batchdet.cli.options import AsJson, OutputUri, StealLease, StorageSettings, open_output
 from batchdet.cli.output import print_json, print_table
 from batchdet.compaction import History
 from batchdet.progress import open_progress
 from batchdet.rewriting import FILE_BYTES
+from batchdet.storage.lease import Terms, held
 from batchdet.storage.removal import Removal
 
 
@@ -35,11 +36,13 @@ def compact(
         float, typer.Option("--grace-hours", min=0.0, metavar="H", help="So long readers may go on with old files.")
     ] = 24.0,
     settings: StorageSettings = None,
+    steal_lease: StealLease = False,
     as_json: AsJson = False,
 ) -> None:
     """Rewrite committed rows into few large files, sorted by image; the views answer as before, at every moment."""
     store = open_output(output, settings)
-    with open_progress(sys.stderr) as progress:
+    terms = Terms(steal=steal_lease)
+    with open_progress(sys.stderr) as progress, held(store, "compact", terms, progress.log):
         done = compaction.compact(store, history, progress.log, file_mib << 20)
         gone = Removal((), ())
         if remove:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings
+from batchdet.cli.options import AsJson, RayAddress, Settings, StealLease, read_settings
 from batchdet.cli.output import print_json, print_table
 from batchdet.cli.runner import build_runner
 from batchdet.config import JobConfig, PricesConfig, load_job, load_policy
@@ -72,9 +72,7 @@ def label(
             "and trace.json for Perfetto or chrome://tracing.",
         ),
     ] = False,
-    steal_lease: Annotated[
-        bool, typer.Option("--steal-lease", help="Take the output from a run that holds it; only if that one is dead.")
-    ] = False,
+    steal_lease: StealLease = False,
     as_json: AsJson = False,
 ) -> None:
     """Label every new, changed or failed image of the source; again after a crash, it resumes."""

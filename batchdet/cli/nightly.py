@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings
+from batchdet.cli.options import AsJson, RayAddress, Settings, StealLease, read_settings
 from batchdet.cli.output import print_json, print_table
 from batchdet.cli.runner import build_runner
 from batchdet.errors import NightError
@@ -21,9 +21,7 @@ def nightly(
     ] = None,
     settings: Settings = None,
     ray: RayAddress = "auto",
-    steal_lease: Annotated[
-        bool, typer.Option("--steal-lease", help="Take the output from whoever holds it; make sure that it is dead.")
-    ] = False,
+    steal_lease: StealLease = False,
     as_json: AsJson = False,
 ) -> None:
     """Label what is new, audit it, tell what changed, and when it is due retrain, promote and label again.

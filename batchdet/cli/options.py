@@ -18,6 +18,9 @@ Settings = Annotated[
 RayAddress = Annotated[
     str, typer.Option(metavar="auto|local|off|ADDRESS", help="A running cluster or one of its own; off: no Ray.")
 ]
+StealLease = Annotated[
+    bool, typer.Option("--steal-lease", help="Take the output from whoever holds it; make sure that it is dead.")
+]
 StorageSettings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="As for label: `storage.output.endpoint_url=https://…`; repeat."),

@@ -7,12 +7,13 @@ import typer
 
 from batchdet import refiltering
 from batchdet.cli.label import SUMMARY
-from batchdet.cli.options import AsJson, OutputUri, open_output, read_settings
+from batchdet.cli.options import AsJson, OutputUri, StealLease, open_output, read_settings
 from batchdet.cli.output import print_json, print_table
 from batchdet.config import PolicyConfig, PolicyFile, load_config, load_policy
 from batchdet.errors import ConfigError
 from batchdet.progress import open_progress
 from batchdet.storage.filesystem import Store
+from batchdet.storage.lease import Terms, held
 
 
 def refilter(
@@ -29,6 +30,7 @@ def refilter(
             "run; or one of storage.output; repeat.",
         ),
     ] = None,
+    steal_lease: StealLease = False,
     as_json: AsJson = False,
 ) -> None:
     """Accept by another policy what is stored already: a new run, without a model and without a GPU."""
@@ -38,7 +40,8 @@ def refilter(
     given = [text for text in settings or () if text.partition("=")[0] in fields]
     store = open_output(output, [text for text in settings or () if text not in given])
     wanted = _policy(store, policy, read_settings(given))
-    with open_progress(sys.stderr) as progress:
+    terms = Terms(steal=steal_lease)
+    with open_progress(sys.stderr) as progress, held(store, "refilter", terms, progress.log):
         row = refiltering.refilter(store, wanted, progress.log)
     if as_json:
         print_json(row)

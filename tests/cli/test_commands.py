@@ -32,7 +32,7 @@ SURFACE = {
         "--set",
         "--to",
     ],
-    "compact": ["--file-mib", "--grace-hours", "--history", "--json", "--remove", "--set", "OUTPUT"],
+    "compact": ["--file-mib", "--grace-hours", "--history", "--json", "--remove", "--set", "--steal-lease", "OUTPUT"],
     "demo": ["--dir", "--json", "--retrain"],
     "diff": ["--alarms", "--json", "--set", "--to", "OUTPUT", "RUN_A", "RUN_B"],
     "doctor": ["--json", "--output", "--ray", "--set", "--source"],
@@ -73,7 +73,7 @@ SURFACE = {
     "plan": ["--json", "--model", "--no-delete", "--output", "--policy", "--set", "--source", "[JOB.yaml]"],
     "publish": ["--format", "--json", "--set", "OUTPUT"],
     "query": ["--json", "--set", "OUTPUT", "SQL"],
-    "refilter": ["--json", "--policy", "--set", "OUTPUT"],
+    "refilter": ["--json", "--policy", "--set", "--steal-lease", "OUTPUT"],
     "retrain": [
         "--gold",
         "--held-out",

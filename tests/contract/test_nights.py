@@ -93,6 +93,7 @@ def retraining(nights: Nights, tmp_path: Path, **fields: Any) -> dict[str, Any]:
         "output": str(tmp_path / "trainings"),
         "registry": str(nights.registry),
         "held_out": {"annotations": "held.json", "images": "held"},
+        "length": {"steps": 5},
     }
     return {"retrain": {"train": train, **fields}}
 
