@@ -11,8 +11,8 @@ from typing import Any
 
 from batchdet.errors import ConfigError, NotFoundError, OutputError
 from batchdet.storage.filesystem import Store
+from batchdet.storage.layout import NIGHTS
 
-NIGHTS = "nights"
 SUMMARY = "summary"
 _NIGHT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 

@@ -14,6 +14,9 @@ PROFILES = "_profiles"
 REMOVED = "_removed"
 """Folder of notes on runs that were removed and whose files are still to be deleted."""
 
+NIGHTS = "nights"
+"""Folder of what each night left."""
+
 _RUN_ID = RUN_ID.pattern
 _SCRATCH = r"\.[0-9a-f]{32}\.tmp"
 _KEPT = re.compile(
@@ -22,6 +25,7 @@ _KEPT = re.compile(
     rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{REMOVED}/({_RUN_ID}\.json|{_SCRATCH})"
     rf"|{PROFILES}/{_RUN_ID}/(shard-\d{{5,}}\.json|trace\.json|summary\.txt|{_SCRATCH})"
+    rf"|{NIGHTS}/[^/]+/(changes/)?([a-z_]+\.json|(images|changes)-\d{{5}}\.parquet|{_SCRATCH})"
     rf"|(images|detections|runs)/{LOG}/.+|{FOLDER}/(catalog\.db|(images|detections|runs)/metadata/.+)"
     rf"|{re.escape(LEASE)}|{re.escape(PROBE_NAME)}|{_SCRATCH}"
 )
