@@ -96,12 +96,13 @@ def groups_of(ledger: Ledger, rows: Sequence[RunRow], *, by_policy: bool) -> lis
 
 
 def require_none_open(ledger: Ledger) -> None:
-    """Refuse while a run that labels is open.
+    """Refuse while a run that labels is open, or was stopped and goes on: its rows would lie under later ones.
 
     Raises:
         OutputError
     """
-    for plan in ledger.open_runs():
+    stopped = ledger.stopped_run()
+    for plan in (*ledger.open_runs(), *([stopped] if stopped else [])):
         if plan.header.derived is None:
             raise OutputError(
                 f"run {plan.run_id} of {ledger.output.uri} is open; finish it with the job it was begun with, or close "

@@ -239,16 +239,13 @@ def _open_run(
     model = describe_model(job)
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
-    current = [
-        plan
-        for plan in open_runs
-        # A run made of committed rows labels nothing: whoever began it begins again.
-        if not begins.new_run and plan.header.derived is None and (not rows or plan.run_id > rows[0].run_id)
-    ][:1]
+    # A run made of committed rows labels nothing: whoever began it goes on with it.
+    labelling = [plan for plan in open_runs if plan.header.derived is None]
+    current = [plan for plan in labelling if not begins.new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
     if current and begins.gives_up_others and _other_job(current[0], job, model) is not None:
         current = []
-    stopped = None if begins.new_run or open_runs else ledger.stopped_run()
-    if stopped and stopped.header.derived is None and _other_job(stopped, job, model) is None:
+    stopped = None if begins.new_run or labelling else ledger.stopped_run()
+    if stopped and _other_job(stopped, job, model) is None:
         current = [stopped]
     if current:
         _require_same_job(current[0], job, model)

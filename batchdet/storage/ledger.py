@@ -18,7 +18,7 @@ from batchdet.errors import NotFoundError, OpenShardsError
 from batchdet.records import DeletedImage, ImageOutcome, LabelledImage, RunRow, Shard, ShardReport
 from batchdet.storage.filesystem import Store
 from batchdet.storage.parquet import opened, read_rows
-from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, read_plan, read_shard
+from batchdet.storage.plan import PLANS, RUN_ID, RunPlan, derivation_of, read_plan, read_shard
 from batchdet.storage.reader import prefetch
 from batchdet.storage.schema import (
     DETECTIONS_ENCODING,
@@ -107,11 +107,12 @@ class Ledger:
         return plans
 
     def stopped_run(self) -> RunPlan | None:
-        """The plan of the newest run, if it was closed as partial and none was begun since."""
+        """The plan of the newest run, if it labels, was closed as partial and none was begun since."""
         newest = self.run_ids()[-1:]
         if newest and newest[0] in self._closed_run_ids():
             row = self._read_run(f"runs/{newest[0]}.parquet")
-            return read_plan(self._output, row.run_id) if row.status == "partial" else None
+            labels = derivation_of(row.config) is None
+            return read_plan(self._output, row.run_id) if row.status == "partial" and labels else None
         return None
 
     def run_ids(self) -> list[str]:
