@@ -175,9 +175,10 @@ def write_note(taught: Sequence[Taught], options: argparse.Namespace) -> str:
         )
         print(RECIPE_IN_WORDS.format(steps=options.steps, batch=RECIPE["length.batch_images"]))
         print_table(("mAP on 72 test pictures", *KINDS), _table(taught))
-        print("Each seed draws other 41 gold pictures, another order and another head.\n")
+        print("Each seed draws other 41 gold pictures, another order and another head; one seed alone proves little.\n")
         print_table(
-            ("seed", "training", "mAP by step", "final loss", "pseudo-labelled", "minutes of steps"), _curves(taught)
+            ("seed", "training", "mAP by step", "final loss", "pseudo-labelled", "minutes of steps, pauses too"),
+            _curves(taught),
         )
         found = {f"{one.kind} mAP, seed {one.seed}": float(one.measures["map"]) for one in taught}
         print_results(found)
