@@ -250,6 +250,23 @@ def flags(fields: dict[str, object]) -> list[str]:
     return [f"--set={name}={json.dumps(value)}" for name, value in fields.items()]
 
 
+def test_a_student_of_new_categories_is_not_compared_with_its_teacher(world: Path, tmp_path: Path) -> None:
+    """And gold of which the student knows no category is refused before a step is taken."""
+    fields: dict[str, object] = {"source": None, "length": {"steps": 1, "batch_images": 4, "seed": 7}}
+    for part in ("gold", "held-out"):
+        tree = json.loads((world / f"{part}.json").read_text())
+        for row in tree["categories"]:
+            row["name"] = f"new {row['name']}"
+        (tmp_path / f"{part}.json").write_text(json.dumps(tree))
+        fields[f"{part.replace('-', '_')}__annotations"] = str(tmp_path / f"{part}.json")
+    with pytest.raises(ConfigError, match="none of its categories is the model's"):
+        run(job(str(world), "of-old", **fields))
+    categories = ["__background__", *(row["name"] for row in tree["categories"])]
+    made = run(job(str(world), "of-new", **fields, start__categories=categories))
+    assert made.teacher is None
+    assert made.release.candidate is not None and made.release.promoted
+
+
 MISTAKES = [
     ({"optimiser.name": "lion"}, "optimiser.name: "),
     ({"optimizer.name": "sgd"}, "optimizer: unknown field"),
