@@ -20,7 +20,7 @@ from batchdet.errors import OpenShardsError, OutputError, StorageError
 from batchdet.measure import DEFAULTS, Measurement, measure_model
 from batchdet.progress import Progress
 from batchdet.release import Release, Verdicts, release_trained
-from batchdet.run import Runner, recorded_versions
+from batchdet.run import Runner, describe_model, recorded_versions
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.listing import list_images
@@ -28,8 +28,10 @@ from batchdet.storage.registry import CARD_NAME, CHECKPOINT_SUFFIXES, open_model
 from batchdet.teaching import Classroom, InlineClassroom, begin, open_student
 from batchdet.training.checkpoints import newest_checkpoint
 from batchdet.training.curves import draw_training
+from batchdet.training.evaluation import require_pycocotools
+from batchdet.training.events import require_tensorboard
 from batchdet.training.gate import Tolerances
-from batchdet.training.gold import find_images, read_gold
+from batchdet.training.gold import find_images, read_gold, share_categories
 from batchdet.training.gold_targets import count_gold, gold_targets
 from batchdet.training.guard import guard
 from batchdet.training.job import RetrainConfig
@@ -106,6 +108,9 @@ def retrain(job: RetrainConfig, place: Place, runner: Runner, progress: Progress
         UserError, DriftError: the job, its labels, gold, models or folders are unusable.
         RunError: the training or a measurement did not end; the same command goes on.
     """
+    require_pycocotools()
+    if job.tensorboard:
+        require_tensorboard()
     output = _open_output(job)
     with place.ready(job, progress):
         plan = _open_plan(job, output, progress)
@@ -113,7 +118,7 @@ def retrain(job: RetrainConfig, place: Place, runner: Runner, progress: Progress
         trainer = _finished(job, plan, output)
         _pack(job, plan, trainer, output)
         student = _measure(job, output.child_uri(MODEL), runner, progress)
-        teacher = _measure(job, plan.facts.teacher, runner, progress) if plan.facts.teacher else None
+        teacher = _measure_teacher(job, plan, runner, progress)
         steps = read_steps(output)
         _plot(output, steps, {"teacher": teacher, "student": student}, progress)
         verdicts = Verdicts(student, teacher, _tolerances(job))
@@ -168,6 +173,7 @@ def _new_plan(job: RetrainConfig, progress: Progress) -> TrainPlan:
     config = job.training
     config = config.model_copy(update={"start": config.start.model_copy(update={"reference": teacher})})
     student = open_student(config, job)
+    share_categories(read_gold(job.held_out.annotations, job.storage.source), student.categories)
     held_out = _image_uris(job, job.held_out.annotations, job.held_out.images, progress)
     gold = None if config.gold is None else read_gold(config.gold.annotations, job.storage.source)
     gold_rows = gold_table((), ())
@@ -275,6 +281,19 @@ def _measure(job: RetrainConfig, reference: str | None, runner: Runner, progress
     return measure_model(_measuring_job(job, str(reference)), job.held_out.annotations, runner, progress)
 
 
+def _measure_teacher(job: RetrainConfig, plan: TrainPlan, runner: Runner, progress: Progress) -> Measurement | None:
+    """None without a teacher, and where it knows no category of the held-out gold: new ones have no rival."""
+    teacher = plan.facts.teacher
+    if teacher is None:
+        return None
+    known = describe_model(_measuring_job(job, teacher)).categories
+    gold = read_gold(job.held_out.annotations, job.storage.source)
+    if not set(gold.categories) & set(known[1:]):
+        progress.log(f"{teacher} knows no category of {job.held_out.annotations}: the student is not compared with it")
+        return None
+    return _measure(job, teacher, runner, progress)
+
+
 def _measuring_job(job: RetrainConfig, reference: str) -> JobConfig:
     fields: dict[str, Any] = {
         "source": job.held_out.images,
@@ -299,4 +318,5 @@ def _plot(
         return
     losses = {name: [line.losses[name] for line in steps] for name in steps[-1].losses}
     scores = {name: found.evaluation.score.map for name, found in measured.items() if found is not None}
-    output.write_bytes(PLOT, draw_training([line.step for line in steps], losses, scores))
+    looks = {line.step: line.map for line in steps if line.map is not None}
+    output.write_bytes(PLOT, draw_training([line.step for line in steps], losses, scores, looks))

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 
 from batchdet.engine.decode import decode
 from batchdet.errors import ConfigError, DecodeError, FailureRateError, ModelError, OutputError, SourceError
+from batchdet.examining import Examiner
 from batchdet.records import FailedImage, ImageRef, PixelArray
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.prefetch import prefetch
@@ -34,6 +34,7 @@ from batchdet.training.plan import TrainPlan, read_plan, target_of
 from batchdet.training.samples import Sample, make_sample
 from batchdet.training.steps import StepLine, StepLog
 from batchdet.training.student import Student, build_student
+from batchdet.training.terms import everyone
 
 WINDOW_BYTES = 1 << 30
 """Pictures a worker holds ahead of its step, whatever `pictures.steps_ahead` says."""
@@ -107,7 +108,8 @@ def teach(job: RetrainConfig, post: Post, tell: Tell) -> None:
     if state is not None:
         trainer.load_state(state)
     pictures = _Pictures(job, config, plan, order, post)
-    kept = _Kept(job, StepLog(output), post, tell)
+    kept = _Kept(job, StepLog(output, with_events=job.tensorboard), post, tell)
+    examiner = Examiner(job, plan.facts.categories, post.rank, post.workers) if job.held_out.every_steps else None
     threads = post.threads if job.pictures.threads == "auto" else job.pictures.threads
     ahead = prefetch(
         range(trainer.step, trainer.num_steps), pictures.load, job.pictures.steps_ahead, WINDOW_BYTES, threads
@@ -115,9 +117,10 @@ def teach(job: RetrainConfig, post: Post, tell: Tell) -> None:
     with closing(ahead):
         for lot in ahead:
             report = trainer.take(lot.samples)
-            skipped = gathered(lot.skipped, post.workers)
+            skipped = gathered(lot.skipped)
             images = tuple(plan.uri(draw.is_gold, draw.index) for draw in order.batch(report.step - 1))
-            kept.note(_line(report, trainer, order, images, skipped))
+            score = examiner.examine(trainer) if examiner is not None and examiner.is_due(trainer) else None
+            kept.note(replace(_line(report, trainer, order, images, skipped), map=score))
             if report.step % job.checkpoints.every_steps == 0 or report.step == trainer.num_steps:
                 kept.checkpoint(trainer)
 
@@ -202,13 +205,9 @@ class _Pictures:
         return make_sample(row["image_uri"], pixels, target_of(row, self._config), draw, self._config.augmentation)
 
 
-def gathered(own: Mapping[str, str], workers: int) -> dict[str, str]:
+def gathered(own: Mapping[str, str]) -> dict[str, str]:
     """What every worker skipped in this step, on every worker."""
-    if workers == 1:
-        return dict(own)
-    parts: list[Any] = [None] * workers
-    dist.all_gather_object(parts, dict(own))
-    return {uri: why for part in parts for uri, why in part.items()}
+    return {uri: why for part in everyone(dict(own)) for uri, why in part.items()}
 
 
 def _line(

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +57,8 @@ class RayPlace:
         """See `batchdet.teaching.Classroom`."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        ended: list[BaseException | None] = []
         # Ray Train takes Ctrl-C for itself in the main thread.
-        fitting = threading.Thread(target=_fit, args=(self._trainer(job, board), board, ended), daemon=True)
+        fitting = Aside(self._trainer(job, board).fit, then=board.close.remote)
         fitting.start()
         try:
             while (lines := ray.get(board.take.remote())) is not None:
@@ -70,11 +69,13 @@ class RayPlace:
             raise RunError(f"the Ray cluster was lost ({_one_line(lost)}); run the same command again") from lost
         if error is not None:
             raise error
-        if ended and ended[0] is not None:
+        try:
+            fitting.wait()
+        except (TrainingFailedError, RayError) as failed:
             raise RunError(
-                f"the training's workers failed ({_one_line(ended[0])}); its last checkpoint stays: run the same "
+                f"the training's workers failed ({_one_line(failed)}); its last checkpoint stays: run the same "
                 "command again"
-            ) from ended[0]
+            ) from failed
 
     def _trainer(self, job: RetrainConfig, board: Any) -> TorchTrainer:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -207,14 +208,33 @@ class Board:
         return lines
 
 
-def _fit(trainer: TorchTrainer, board: Any, ended: list[BaseException | None]) -> None:
-    try:
-        trainer.fit()
-        ended.append(None)
-    except (TrainingFailedError, RayError) as error:
-        ended.append(error)
-    finally:
-        board.close.remote()
+class Aside(threading.Thread):
+    """A call beside the caller's thread, which ends with the process.
+
+    Args:
+        call: what to do.
+        then: what to do afterwards, whatever became of it.
+    """
+
+    def __init__(self, call: Callable[[], object], then: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._call, self._then = call, then
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """See `threading.Thread`."""
+        try:
+            self._call()
+        except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
+            self._error = error
+        finally:
+            self._then()
+
+    def wait(self) -> None:
+        """Until the call has ended; raises what it raised."""
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 def _local_uris(job: RetrainConfig) -> dict[str, str]:

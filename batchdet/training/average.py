@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from batchdet.engine.detector import Batch
 from batchdet.engine.families import FAMILIES
-from batchdet.engine.parts import own_networks
 from batchdet.training.config import PseudoLabelConfig
+from batchdet.training.finding import Finder
 from batchdet.training.samples import Sample
 from batchdet.training.targets import Banded, Target, pseudo_target
 
@@ -50,24 +49,17 @@ class MeanTeacher:
     """
 
     def __init__(self, model: Any, architecture: str, categories: Sequence[str], rules: PseudoLabelConfig) -> None:
-        self._model = model
-        self._family = FAMILIES[architecture]
-        self._networks = own_networks(self._family.parts(model))
+        self._finder = Finder(model, architecture)
         self._rules = rules
         bands = [rules.bands_of(name) for name in categories]
         self._accept = torch.tensor([band.accept for band in bands])
         self._ignore = torch.tensor([band.ignore for band in bands])
-        thresholds = self._family.thresholds(model)
+        thresholds = FAMILIES[architecture].thresholds(model)
         thresholds.score_thresh = max(thresholds.score_thresh, float(self._ignore[1:].min()) * (1.0 - 1e-6))
 
-    @torch.no_grad()
     def label(self, samples: Sequence[Sample], device: torch.device) -> list[Sample]:
         """The same pictures with targets of what the teacher sees in them before their colours are changed."""
-        pictures = [sample.view.plain.to(device).float() / 255 for sample in samples]
-        images, _ = self._model.transform(pictures)
-        originals = tuple((int(picture.shape[-2]), int(picture.shape[-1])) for picture in pictures)
-        batch = Batch(images.tensors, tuple(images.image_sizes), originals)
-        found = self._family.detect(self._model, self._networks, batch).cpu()
+        found = self._finder.find([sample.view.plain for sample in samples], device)
         relabelled = []
         for number, sample in enumerate(samples):
             own = found.select(found.image_index == number)

@@ -55,13 +55,19 @@ def draw_precision_recall(precision: Mapping[str, Float64Array], support: Mappin
     return png.getvalue()
 
 
-def draw_training(steps: Sequence[int], losses: Mapping[str, Sequence[float]], scores: Mapping[str, float]) -> bytes:
+def draw_training(
+    steps: Sequence[int],
+    losses: Mapping[str, Sequence[float]],
+    scores: Mapping[str, float],
+    looks: Mapping[int, float],
+) -> bytes:
     """A PNG with the losses of a training, and the mAP it led to beside its rivals'.
 
     Args:
         steps: numbers of the steps.
         losses: by name, one value a step.
         scores: mAP as a fraction, by the name of who was measured.
+        looks: the student's mAP by step, where it was examined while it learned.
     """
     from matplotlib.figure import Figure
 
@@ -71,7 +77,12 @@ def draw_training(steps: Sequence[int], losses: Mapping[str, Sequence[float]], s
     for name, values in losses.items():
         left.plot(steps, values, label=name, linewidth=1)
     left.grid(alpha=0.3)
-    left.legend()
+    left.legend(loc="upper right")
+    if looks:
+        beside = left.twinx()
+        beside.set(ylabel="mAP on held-out gold", ylim=(0, 1))
+        beside.plot(list(looks), list(looks.values()), "k.--", label="mAP")
+        beside.legend(loc="upper left")
     right.set(ylabel="mAP on held-out gold", title="measured", ylim=(0, 1))
     right.bar_label(right.bar(list(scores), list(scores.values())), fmt="%.3f")
     png = io.BytesIO()

@@ -24,6 +24,8 @@ class HeldOutConfig(Section):
     """A COCO json file."""
     images: str = Field(min_length=1)
     """Folder, glob or manifest of its images. None of them is learned from, whoever labelled it."""
+    every_steps: Positive | None = None
+    """Steps between two looks at the student's mAP while it learns; nothing is decided by them. null: none."""
 
 
 class GateConfig(Section):
@@ -99,6 +101,8 @@ class RetrainConfig(TrainConfig):
     """What of the cluster is used."""
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     """How pictures are read."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files beside the steps, to OUTPUT/tensorboard; needs batchdet[tensorboard]."""
     storage: StorageConfig = Field(default_factory=StorageConfig)
     """fsspec options: `source` for images, gold, models and registry, `output` for labels and the training's folder."""
 

@@ -20,7 +20,7 @@ from batchdet.engine.anchors import reference_boxes
 from batchdet.training.config import LossConfig, RCNNRules
 from batchdet.training.seeds import derive_seed, torch_seed
 from batchdet.training.targets import BETWEEN, Inputs, Target, make_inputs, match_references, on_ignored
-from batchdet.training.terms import LossTerm
+from batchdet.training.terms import LossTerm, single
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def _propose(
     levels, deltas = rpn.head(maps)
     num_images = len(inputs.targets)
     per_level = [level[0].numel() for level in levels]
-    objectness, codes = (flat.float() for flat in concat_box_prediction_layers(levels, deltas))
+    objectness, codes = (single(flat) for flat in concat_box_prediction_layers(levels, deltas))
     anchors = reference_boxes(rpn.anchor_generator, inputs.batch.pixels, maps)
     with torch.no_grad():
         boxes = rpn.box_coder.decode(codes.detach(), [anchors] * num_images).view(num_images, -1, 4)
@@ -128,7 +128,7 @@ def _propose(
     object_sums, box_sums = [], []
     outputs = zip(objectness.view(num_images, -1), codes.view(num_images, -1, 4), strict=True)
     for sample, (logits, offsets) in zip(samples, outputs, strict=True):
-        is_object = (sample.labels > 0).float()
+        is_object = (sample.labels > 0).to(objectness)
         losses = binary_cross_entropy_with_logits(logits[sample.places], is_object, reduction="none")
         object_sums.append((losses * sample.weights).sum())
         box_sums.append(_box_loss(rpn.box_coder, offsets[sample.places], anchors[sample.places], sample, rules.rcnn))
@@ -152,7 +152,7 @@ def _classify(
     padded = [tuple(inputs.batch.pixels.shape[-2:])] * len(regions)
     logits, codes = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, padded)))
     sizes = [len(sample.places) for sample in samples]
-    outputs = zip(logits.float().split(sizes), codes.float().split(sizes), strict=True)
+    outputs = zip(torch.split(single(logits), sizes), torch.split(single(codes), sizes), strict=True)
     class_sums, box_sums = [], []
     for sample, boxes, (image_logits, image_codes) in zip(samples, regions, outputs, strict=True):
         losses = cross_entropy(image_logits, sample.labels, reduction="none")

@@ -17,7 +17,7 @@ from torchvision.models.detection._utils import SSDMatcher
 from batchdet.engine.anchors import reference_boxes
 from batchdet.training.config import LossConfig, SSDRules
 from batchdet.training.targets import Target, make_inputs, match_references, on_ignored
-from batchdet.training.terms import LossTerm
+from batchdet.training.terms import LossTerm, single
 
 
 def ssd_terms(
@@ -36,7 +36,7 @@ def ssd_terms(
     outputs = model.head(maps)
     default_boxes = reference_boxes(model.anchor_generator, inputs.batch.pixels, maps)
     box_sums, class_sums, positives = [], [], 0
-    columns = zip(inputs.targets, outputs["bbox_regression"].float(), outputs["cls_logits"].float(), strict=True)
+    columns = zip(inputs.targets, single(outputs["bbox_regression"]), single(outputs["cls_logits"]), strict=True)
     for target, offsets, logits in columns:
         matched, used = assign(target, default_boxes, rules)
         box_sums.append(_box_loss(model, target, (offsets, default_boxes), matched, rules.ssd))

@@ -9,7 +9,7 @@ from batchdet.training.steps import StepLine
 
 
 class StepTeller:
-    """Says the first step, the last, and one now and then.
+    """Says the first step, the last, those whose student was examined, and one now and then.
 
     Args:
         progress: told the lines.
@@ -31,7 +31,7 @@ class StepTeller:
             self._steps += 1
             self._images += len(line.images)
             self._seconds += line.seconds
-        if line.step == line.num_steps or self._clock() - self._said >= LINE_SECONDS:
+        if line.step == line.num_steps or line.map is not None or self._clock() - self._said >= LINE_SECONDS:
             self._said = self._clock()
             self._progress.log(self._text(line))
 
@@ -42,6 +42,8 @@ class StepTeller:
             f"step {line.step:,} of {line.num_steps:,}",
             f"loss {line.loss:.3g} ({losses})",
         ]
+        if line.map is not None:
+            parts.append(f"mAP {line.map:.3f}")
         if self._seconds > 0:
             left = (line.num_steps - line.step) * self._seconds / self._steps
             parts += [f"{self._images / self._seconds:,.1f} images/s", f"ETA {timedelta(seconds=round(left))}"]

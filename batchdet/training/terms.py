@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,9 +37,23 @@ class Balance:
     is_local_finite: bool
 
 
+def single(numbers: Tensor) -> Tensor:
+    """Half precision becomes float32, in which losses are computed; doubles stay doubles."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
 def num_workers() -> int:
     """Processes that train together; 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def everyone(own: Any) -> list[Any]:
+    """What each worker says, in the order of their ranks. Every worker must call this."""
+    if num_workers() == 1:
+        return [own]
+    said: list[Any] = [None] * num_workers()
+    dist.all_gather_object(said, own)
+    return said
 
 
 def balance(names: Sequence[str], totals: Tensor, counts: Tensor, factors: Mapping[str, float]) -> Balance:
@@ -50,13 +65,13 @@ def balance(names: Sequence[str], totals: Tensor, counts: Tensor, factors: Mappi
         counts: [L], how many boxes each is the mean of.
         factors: of single losses; 1 where none is given.
     """
-    everyone = torch.stack([totals.detach(), counts.to(totals)])
+    sums = torch.stack([totals.detach(), counts.to(totals)])
     workers = num_workers()
     if workers > 1:
-        dist.all_reduce(everyone)
+        dist.all_reduce(sums)
     scale = torch.tensor([factors.get(name, 1.0) for name in names], device=totals.device)
-    per_box = scale / everyone[1].clamp(min=1)
+    per_box = scale / sums[1].clamp(min=1)
     # Gradients are averaged over the workers, so each part counts as often as there are workers.
     loss = (totals * per_box).sum() * workers
-    values = (everyone[0] * per_box).tolist()
+    values = (sums[0] * per_box).tolist()
     return Balance(loss, dict(zip(names, values, strict=True)), bool(totals.isfinite().all()))

@@ -1,6 +1,6 @@
 import pytest
 
-from batchdet.cluster.train import Crew, settle_crew
+from batchdet.cluster.train import Aside, Crew, settle_crew
 from batchdet.errors import ClusterError
 from batchdet.training.job import WorkersConfig
 
@@ -29,3 +29,13 @@ def test_workers_that_fit_nowhere_are_refused_unless_nodes_may_come(fields: dict
     with pytest.raises(ClusterError, match=r"lower workers\.number or workers\.cpus"):
         settle_crew(workers, [CPU_NODE], may_grow=False)
     settle_crew(workers, [CPU_NODE], may_grow=True)
+
+
+def test_what_goes_wrong_aside_is_raised_where_it_is_waited_for() -> None:
+    """A bug of Ray's or ours must not look like a training that only stopped."""
+    closed = []
+    aside = Aside(lambda: 1 // 0, then=lambda: closed.append("closed"))
+    aside.start()
+    with pytest.raises(ZeroDivisionError):
+        aside.wait()
+    assert closed == ["closed"]

@@ -1,13 +1,15 @@
 """The demo's retraining: a student of few gold and many pseudo-labels beats its teacher, and gold alone does not."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from batchdet.cli.main import main
 from batchdet.demo.shifted import NUM_GOLD, STEPS, training
 from batchdet.storage.filesystem import open_store
+from tests.servers.s3 import ROOT
 
 
 def test_student_and_control_differ_in_the_pseudo_labels_only(tmp_path: Path) -> None:
@@ -20,9 +22,12 @@ def test_student_and_control_differ_in_the_pseudo_labels_only(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_student_beats_its_teacher_by_five_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--retrain", "--json", "--dir", str(tmp_path)]) == 0
-    document = json.loads(capsys.readouterr().out)
+def test_the_student_beats_its_teacher_by_five_points(tmp_path: Path) -> None:
+    """As a person starts it: Ray Train's own warnings are nobody's errors there."""
+    command = [sys.executable, "-m", "batchdet", "demo", "--retrain", "--json", "--dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
     teacher, student, control = (document[name]["map"] for name in ("teacher", "student", "gold_only"))
     assert student >= teacher + 0.05
     assert student >= control + 0.02

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from batchdet.storage.promotion import read_promotions
 from batchdet.storage.versions import list_versions, read_card
 from batchdet.teaching import Post, teach
 from batchdet.training.job import RetrainConfig, load_retrain
+from batchdet.training.plan import TrainPlan, read_plan
 from batchdet.training.steps import StepLine, read_steps
 from tests.contract.conftest import Recorder
 from tests.retraining.worlds import NUM_GOLD, NUM_LABELLED, job, label_world, put_files, put_world, settings
@@ -32,9 +33,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("spare")
+    put_world(put_files(root))
+    label_world(str(root))
+    return root
+
+
 @pytest.fixture
-def own_world(world: Path, tmp_path: Path) -> Path:
-    """A copy whose pictures a test may change; its labels name the pictures of the copy's `photos`."""
+def torn(spare: Path) -> Iterator[Path]:
+    """A world whose pictures a test may tear; the next one finds them whole."""
+    shutil.rmtree(spare / "training", ignore_errors=True)
+    yield spare
+    put_world(put_files(spare))
+
+
+@pytest.fixture
+def own_world(tmp_path: Path) -> Path:
+    """A world that a test may label again."""
     put_world(put_files(tmp_path))
     label_world(str(tmp_path))
     return tmp_path
@@ -46,7 +63,7 @@ def run(config: RetrainConfig, progress: Recorder | None = None) -> Retrained:
 
 @pytest.fixture(scope="module")
 def trained(world: Path) -> Retrained:
-    return run(job(str(world), "whole"))
+    return run(job(str(world), "whole", held_out__every_steps=3, tensorboard=True))
 
 
 def steps_of(config: RetrainConfig) -> list[StepLine]:
@@ -88,6 +105,11 @@ def test_the_training_leaves_a_line_for_every_step_and_a_plot(world: Path, train
     lines = steps_of(job(str(world), "whole"))
     assert [line.step for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(len(line.images) == 4 and line.losses and line.seconds > 0 for line in lines)
+    assert [line.step for line in lines if line.map is not None] == [3, 6]
+    assert trained.release.candidate is not None
+    # The engine that labels rounds otherwise than torch, and few objects make a rank worth a point.
+    assert lines[-1].map == pytest.approx(trained.release.candidate.evaluation.score.map, abs=0.02)
+    assert len(list((world / "whole" / "tensorboard").iterdir())) == 3
     assert (world / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -105,8 +127,15 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 2, 5])
-def test_a_training_that_was_stopped_goes_on_to_the_same_end(world: Path, trained: Retrained, after: int) -> None:
+def learn(config: RetrainConfig) -> None:
+    """The steps of a retraining and nothing else."""
+    teach(config, Post(0, 1, "cpu", 1), lambda _: None)
+
+
+@pytest.mark.parametrize(("after", "go_on"), [(1, learn), (2, run), (5, learn)])
+def test_a_training_that_was_stopped_goes_on_to_the_same_end(
+    world: Path, trained: Retrained, after: int, go_on: Callable[[RetrainConfig], object]
+) -> None:
     """Between checkpoints, right at one, and a step before the last: bit for bit the undisturbed training."""
     config = job(str(world), f"stopped-{after}")
 
@@ -116,10 +145,11 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(world: Path, traine
 
     with pytest.raises(_StoppedError):
         retrain(config, _Stopping(stop), InlineRunner(Hardware("cpu", 1)), Recorder())
-    run(config)
+    go_on(config)
     assert timeless(steps_of(config)) == timeless(steps_of(job(str(world), "whole")))
     whole, resumed = (
-        (world / name / "model" / "model.safetensors").read_bytes() for name in ("whole", f"stopped-{after}")
+        (world / name / "checkpoints" / "00000006" / "state.safetensors").read_bytes()
+        for name in ("whole", f"stopped-{after}")
     )
     assert whole == resumed
 
@@ -134,23 +164,37 @@ class _Stopping(InlinePlace):
         teach(job, Post(0, 1, "cpu", 1), self._stop)  # type: ignore[arg-type]
 
 
+def planned(config: RetrainConfig) -> TrainPlan:
+    """The plan a start of the command leaves, that does not get far."""
+
+    def stop(_: StepLine) -> None:
+        raise _StoppedError
+
+    with pytest.raises(_StoppedError):
+        retrain(config, _Stopping(stop), InlineRunner(Hardware("cpu", 1)), Recorder())
+    plan = read_plan(open_store(config.output, {}))
+    assert plan is not None
+    return plan
+
+
 def test_a_training_keeps_its_plan_when_more_is_labelled(own_world: Path) -> None:
     config = job(str(own_world), checkpoints__kept=1)
-    run(config)
+    assert planned(config).pseudo.num_rows == NUM_LABELLED
     label_world_anew = own_world / "photos" / "scene-00099.jpg"
     shutil.copy(next((own_world / "photos").iterdir()), label_world_anew)
     label_world(str(own_world))
-    assert run(config).num_pseudo == NUM_LABELLED
-    assert run(job(str(own_world), "later")).num_pseudo == NUM_LABELLED + 1
+    assert planned(config).pseudo.num_rows == NUM_LABELLED
+    assert planned(job(str(own_world), "later")).pseudo.num_rows == NUM_LABELLED + 1
+    learn(config)
     assert len(list((own_world / "training" / "checkpoints").glob("*/state.json"))) == 1
 
 
-def test_changed_vanished_and_damaged_pictures_are_skipped_and_counted(own_world: Path) -> None:
-    pictures = sorted((own_world / "photos").iterdir())
+def test_changed_vanished_and_damaged_pictures_are_skipped_and_counted(torn: Path) -> None:
+    pictures = sorted((torn / "photos").iterdir())
     pictures[0].write_bytes(pictures[1].read_bytes())
     pictures[2].unlink()
-    gold = sorted((own_world / "gold").iterdir())
-    config = job(str(own_world), pictures__max_failure_rate=1.0)
+    gold = sorted((torn / "gold").iterdir())
+    config = job(str(torn), pictures__max_failure_rate=1.0)
     gold[0].write_bytes(b"not a picture")
     made = run(config)
     skipped = {uri.rpartition("/")[2]: why for line in steps_of(config) for uri, why in line.skipped.items()}
@@ -158,13 +202,13 @@ def test_changed_vanished_and_damaged_pictures_are_skipped_and_counted(own_world
     assert made.num_skipped == sum(len(line.skipped) for line in steps_of(config)) >= 3
 
 
-def test_too_many_skipped_pictures_end_the_training(own_world: Path) -> None:
-    for picture in sorted((own_world / "photos").iterdir())[1:]:
+def test_too_many_skipped_pictures_end_the_training(torn: Path) -> None:
+    for picture in sorted((torn / "photos").iterdir())[1:]:
         picture.write_bytes(b"")
     with pytest.raises(
         FailureRateError, match=r"pictures\.max_failure_rate 0\.05 allows, such as file://.*\(changed\)"
     ):
-        run(job(str(own_world)))
+        run(job(str(torn)))
 
 
 def test_held_out_images_are_never_learned_from(own_world: Path) -> None:
@@ -177,7 +221,8 @@ def test_held_out_images_are_never_learned_from(own_world: Path) -> None:
     for picture in (own_world / "gold").iterdir():
         shutil.copy(picture, own_world / "photos")
     label_world(str(own_world))
-    assert run(config).num_pseudo == NUM_LABELLED
+    assert planned(config).pseudo.num_rows == NUM_LABELLED
+    learn(config)
     held_out = {picture.name for picture in (own_world / "gold").iterdir()}
     learned = {uri.rpartition("/")[2] for line in steps_of(config) for uri in line.images}
     assert learned and not learned & held_out
@@ -185,7 +230,11 @@ def test_held_out_images_are_never_learned_from(own_world: Path) -> None:
 
 def test_a_student_that_is_worse_stays_unpromoted(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights thrown far off: exit 3 with the reason, the version is kept, nothing goes live."""
-    fields = settings(str(world), "worse", gate={}, optimiser={"learning_rate": 0.3, "scaling": "none"})
+    throw = {
+        "optimiser": {"learning_rate": 0.3, "scaling": "none"},
+        "length": {"steps": 3, "batch_images": 4, "seed": 7},
+    }
+    fields = settings(str(world), "worse", gate={}, **throw)
     assert main(["retrain", "--ray", "off", "--json", *flags(fields)]) == 3
     said = capsys.readouterr()
     document = json.loads(said.out)
@@ -199,6 +248,23 @@ def test_a_student_that_is_worse_stays_unpromoted(world: Path, capsys: pytest.Ca
 
 def flags(fields: dict[str, object]) -> list[str]:
     return [f"--set={name}={json.dumps(value)}" for name, value in fields.items()]
+
+
+def test_a_student_of_new_categories_is_not_compared_with_its_teacher(world: Path, tmp_path: Path) -> None:
+    """And gold of which the student knows no category is refused before a step is taken."""
+    fields: dict[str, object] = {"source": None, "length": {"steps": 1, "batch_images": 4, "seed": 7}}
+    for part in ("gold", "held-out"):
+        tree = json.loads((world / f"{part}.json").read_text())
+        for row in tree["categories"]:
+            row["name"] = f"new {row['name']}"
+        (tmp_path / f"{part}.json").write_text(json.dumps(tree))
+        fields[f"{part.replace('-', '_')}__annotations"] = str(tmp_path / f"{part}.json")
+    with pytest.raises(ConfigError, match="none of its categories is the model's"):
+        run(job(str(world), "of-old", **fields))
+    categories = ["__background__", *(row["name"] for row in tree["categories"])]
+    made = run(job(str(world), "of-new", **fields, start__categories=categories))
+    assert made.teacher is None
+    assert made.release.candidate is not None and made.release.promoted
 
 
 MISTAKES = [

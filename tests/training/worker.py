@@ -2,15 +2,19 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from batchdet.training.config import StartConfig, TrainConfig
+from batchdet.training.samples import Sample
 from batchdet.training.state import write_state
 from batchdet.training.student import Student, build_student
-from tests.training.trainings import curve, demo_student, job, run, trainer_of
+from tests.training.trainings import curve, demo_student, job, run, samples, trainer_of
 
 CONFIG = job(
     augmentation__strong={"flip": 0.5}, length__steps=5, optimiser={"learning_rate": 1e-3, "max_gradient_norm": None}
@@ -18,6 +22,10 @@ CONFIG = job(
 """Flips keep the pictures' shapes: in an R-CNN batch-mates of other shapes change the padding. Gradients are not
 clipped: that would hide a wrong factor of all of them.
 """
+
+
+DOUBLE = job(length__steps=16, optimiser={"learning_rate": 1e-3, "scaling": "none"})
+"""Long enough for float noise to grow a thousandfold, were there any."""
 
 
 def students(config: TrainConfig) -> dict[str, Student]:
@@ -43,8 +51,42 @@ def train(folder: Path, rank: int, workers: int) -> None:
         (folder / f"{name}-{rank}.json").write_text(json.dumps(curve(reports)))
         if rank == 0:
             write_state(trainer.state(), folder / name)
+    (folder / f"double-{rank}.json").write_text(json.dumps(double_curve(rank, workers)))
     if workers > 1:
         dist.destroy_process_group()
+
+
+def double_curve(rank: int, workers: int) -> list[dict[str, float]]:
+    """Losses of a training in which all numbers are doubles."""
+    with _doubles():
+        student = demo_student(DOUBLE)
+        student.model.double()
+        trainer = trainer_of(DOUBLE, student)
+        reports = []
+        while trainer.step < trainer.num_steps:
+            reports.append(trainer.take([_double(one) for one in samples(DOUBLE, trainer.step, rank, workers)]))
+    return curve(reports)
+
+
+@contextmanager
+def _doubles() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _double(sample: Sample) -> Sample:
+    view = sample.view
+    target = replace(
+        view.target,
+        boxes=view.target.boxes.double(),
+        weights=view.target.weights.double(),
+        ignored=view.target.ignored.double(),
+    )
+    return replace(sample, view=replace(view, picture=view.picture.double() / 255, target=target))
 
 
 if __name__ == "__main__":
