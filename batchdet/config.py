@@ -144,11 +144,11 @@ class ClusterConfig(Section):
     """What the job takes of a Ray cluster."""
 
     labellers: Literal["auto"] | Positive = "auto"
-    """Labeller actors; `auto`: one per GPU, or as many as the CPUs hold."""
+    """Labellers at a time; `auto`: one per GPU, or as many as the CPUs hold."""
     gpus_per_labeller: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] | Annotated[int, Field(ge=1)] = "auto"
     """GPUs (or a share of one) per labeller; `auto`: 1 where the cluster has GPUs, else 0."""
     cpus_per_labeller: Literal["auto"] | Annotated[float, Field(gt=0.0)] = "auto"
-    """CPU cores per labeller, and torch's threads; `auto`: 1."""
+    """CPU cores per labeller, and its threads; `auto`: 1, and without Ray what the labellers leave each other."""
     cpus_per_reader: Annotated[float, Field(gt=0.0)] = 1
     """CPU cores per read task."""
     readers: Literal["auto", "threads", "tasks"] = "auto"

@@ -9,11 +9,11 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
@@ -24,7 +24,7 @@ from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import ConfigError, InterruptedRunError, StorageError
 from batchdet.profiling import write_trace
 from batchdet.progress import Progress
-from batchdet.reading import BlockSource, ThreadBlocks
+from batchdet.reading import WINDOW_BYTES, BlockSource, ThreadBlocks
 from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
 from batchdet.storage.copies import read_copies
 from batchdet.storage.filesystem import open_store
@@ -35,6 +35,8 @@ from batchdet.timeline import Timeline, now_ns
 
 _log = logging.getLogger(__name__)
 
+MOST_LABELLERS = 8
+"""Labellers in one process: only one of its threads runs Python at a time, and a labeller does for a tenth of its."""
 SHARDS_IN_FLIGHT = 2
 """Shards a labeller holds: while one is detected, the next is already read, or the last still committed."""
 
@@ -72,8 +74,8 @@ class Hardware:
     threads: int
 
 
-def local_hardware(config: ClusterConfig) -> Hardware:
-    """What one labeller without a cluster takes of this machine: its first GPU if it has one, and all its cores.
+def local_runner(config: ClusterConfig) -> "InlineRunner":
+    """The runner of this machine: one labeller on its first GPU if it has one, else as many as its cores hold.
 
     Raises:
         ConfigError: `cluster.gpus_per_labeller` asks for a GPU and there is none.
@@ -82,8 +84,26 @@ def local_hardware(config: ClusterConfig) -> Hardware:
     if config.gpus_per_labeller not in ("auto", 0) and not has_gpu:
         raise ConfigError(f"cluster.gpus_per_labeller is {config.gpus_per_labeller}, and this machine has no GPU")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores if config.cpus_per_labeller == "auto" else math.ceil(config.cpus_per_labeller)
-    return Hardware("cuda" if has_gpu and config.gpus_per_labeller != 0 else "cpu", wanted)
+    if has_gpu and config.gpus_per_labeller != 0:
+        wanted = cores if config.cpus_per_labeller == "auto" else math.ceil(config.cpus_per_labeller)
+        return InlineRunner(Hardware("cuda", wanted))
+    threads, labellers = split_cores(config, cores)
+    return InlineRunner(Hardware("cpu", threads), labellers)
+
+
+def split_cores(config: ClusterConfig, cores: int) -> tuple[int, int]:
+    """Threads of a labeller and labellers in one process without a GPU; `auto` is a thread each while that is enough.
+
+    Args:
+        config: the job's `cluster` section.
+        cores: of this machine.
+    """
+    if config.cpus_per_labeller != "auto":
+        threads = math.ceil(config.cpus_per_labeller)
+        fitting = max(1, min(cores // threads, MOST_LABELLERS))
+        return threads, fitting if config.labellers == "auto" else config.labellers
+    labellers = min(cores, MOST_LABELLERS) if config.labellers == "auto" else config.labellers
+    return max(1, cores // labellers), labellers
 
 
 class ShardLabeller:
@@ -187,10 +207,16 @@ class ShardLabeller:
 
 
 class InlineRunner:
-    """Labels every shard in this process: a labeller without an actor."""
+    """Labels every shard in this process, by labellers that are no actors.
 
-    def __init__(self, hardware: Hardware) -> None:
+    Args:
+        hardware: of each labeller.
+        labellers: how many; no more are loaded than there are shards.
+    """
+
+    def __init__(self, hardware: Hardware, labellers: int = 1) -> None:
         self._hardware = hardware
+        self._count = labellers
 
     def ready(self, job: JobConfig, progress: Progress) -> AbstractContextManager[None]:
         """See `batchdet.run.Runner`."""
@@ -200,32 +226,30 @@ class InlineRunner:
         """See `batchdet.run.Runner`."""
         if not shard_ids:
             return
-        labeller = ShardLabeller(context, self._hardware)
-        progress.log(f"detecting with {labeller.backend} on {self._hardware.device}")
-        progress.labellers(alive=1, wanted=1)
-        todo = iter(shard_ids)
-        attempts = context.job.limits.max_attempts_per_shard
-        pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard")
-
-        def begin(count: int) -> set[Future[ShardReport]]:
-            begun = () if context.is_over else islice(todo, count)
-            return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in begun}
-
+        labellers = self._load(context, min(self._count, len(shard_ids)))
+        progress.log(f"detecting with {labellers[0].backend} on {self._hardware.device}")
+        progress.labellers(alive=len(labellers), wanted=len(labellers))
+        handout = _Handout(labellers, shard_ids, context)
         interrupted = False
         try:
-            running = begin(SHARDS_IN_FLIGHT)
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= begin(len(done))
-                for future in done:
-                    self._settle(future, progress)
+            for future in handout.settled():
+                self._settle(future, progress)
         except KeyboardInterrupt:
             interrupted = True
             raise
         finally:
-            labeller.stop()
             # After Ctrl-C shards under way are not waited for: they stay open, and commits are whole or not at all.
-            pool.shutdown(wait=not interrupted, cancel_futures=True)
+            handout.close(waits=not interrupted)
+
+    def _load(self, context: RunContext, count: int) -> list["ShardLabeller"]:
+        def load(_: int) -> ShardLabeller:
+            source = ThreadBlocks(context.job, self._hardware.threads, WINDOW_BYTES // count)
+            return ShardLabeller(context, self._hardware, source)
+
+        # The first alone: it exports what the others take from this machine's cache.
+        first = load(0)
+        with ThreadPoolExecutor(count, "load") as pool:
+            return [first, *pool.map(load, range(1, count))]
 
     def _settle(self, future: "Future[ShardReport]", progress: Progress) -> None:
         try:
@@ -234,6 +258,45 @@ class InlineRunner:
             progress.log(f"a shard stays open: {error}")
         else:
             progress.shard_committed(report)
+
+
+class _Handout:
+    """Shards on their way through the labellers of this process."""
+
+    def __init__(self, labellers: Sequence[ShardLabeller], shard_ids: Sequence[int], context: RunContext) -> None:
+        self._labellers = labellers
+        self._todo = deque(shard_ids)
+        self._context = context
+        self._pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT * len(labellers), "shard")
+        self._running: dict[Future[ShardReport], ShardLabeller] = {}
+
+    def settled(self) -> Iterator["Future[ShardReport]"]:
+        """Every shard as it ends, until none is left or the run's time is."""
+        self._fill()
+        while self._running:
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            for future in done:
+                del self._running[future]
+            self._fill()
+            yield from done
+
+    def close(self, waits: bool) -> None:
+        """Give out no more, and stop the labellers; wait for the shards under way, or leave them open."""
+        for labeller in self._labellers:
+            labeller.stop()
+        self._pool.shutdown(wait=waits, cancel_futures=True)
+
+    def _fill(self) -> None:
+        if self._context.is_over:
+            return
+        attempts = self._context.job.limits.max_attempts_per_shard
+        # One shard each before anybody gets a second, and a second only while nobody will want for a first.
+        for held in range(SHARDS_IN_FLIGHT):
+            for labeller in self._labellers:
+                is_spare = held == 0 or len(self._todo) >= len(self._labellers)
+                if self._todo and is_spare and list(self._running.values()).count(labeller) == held:
+                    shard_id = self._todo.popleft()
+                    self._running[self._pool.submit(_persist, labeller, shard_id, attempts)] = labeller
 
 
 def _persist(labeller: ShardLabeller, shard_id: int, attempts: int) -> ShardReport:

@@ -1,5 +1,6 @@
-"""What a labeller carries from shard to shard."""
+"""What a labeller carries from shard to shard, and how labellers of one process share its cores and shards."""
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,18 @@ import pytest
 import torch
 
 from batchdet import labelling
-from batchdet.config import JobConfig
+from batchdet.config import ClusterConfig, JobConfig, load_job
 from batchdet.demo.scenes import draw_scenes
 from batchdet.demo.shipped import shipped_model
 from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch, Detector
 from batchdet.errors import OutOfMemoryError
-from batchdet.labelling import Hardware, RunContext, ShardLabeller
+from batchdet.labelling import Hardware, InlineRunner, RunContext, ShardLabeller, split_cores
 from batchdet.records import ImageRef, LabelledImage, ModelInfo
+from batchdet.run import label_bucket
 from batchdet.timeline import Timeline
+from tests.contract.conftest import Recorder
 
 
 class Cramped:
@@ -89,3 +92,33 @@ def test_a_batch_size_that_fits_is_remembered_for_the_next_shard(
     labeller.stop()
     assert cramped[0].asked == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
     assert all(isinstance(outcome, LabelledImage) for outcome in (*first, *second))
+
+
+@pytest.mark.parametrize(
+    ("config", "cores", "threads", "labellers"),
+    [
+        ({}, 1, 1, 1),
+        ({}, 2, 1, 2),  # a thread each, as on Ray
+        ({}, 16, 2, 8),  # Python's lock would hold sixteen up
+        ({"cpus_per_labeller": 2}, 5, 2, 2),  # as many as fit
+        ({"cpus_per_labeller": 4}, 2, 4, 1),  # what is asked for, also where it does not fit
+        ({"cpus_per_labeller": 0.5}, 2, 1, 2),  # never less than one thread
+        ({"labellers": 1}, 4, 4, 1),  # one takes all cores
+        ({"labellers": 3}, 4, 1, 3),
+        ({"labellers": 3}, 2, 1, 3),
+        ({"labellers": 3, "cpus_per_labeller": 2}, 2, 2, 3),  # both asked for
+    ],
+)
+def test_cores_of_one_process(config: dict[str, object], cores: int, threads: int, labellers: int) -> None:
+    assert split_cores(ClusterConfig.model_validate(config), cores) == (threads, labellers)
+
+
+def test_every_labeller_of_a_process_gets_a_shard_before_any_gets_two(tmp_path: Path, refs: list[ImageRef]) -> None:
+    """Three labellers of two shards: two are loaded, and each detects one, in a thread of its own."""
+    fields = {"source": str(tmp_path / "*.jpg"), "output": str(tmp_path / "out"), "plan.images_per_shard": 2}
+    job = load_job(None, fields | {"model.reference": str(shipped_model())})
+    assert label_bucket(job, InlineRunner(Hardware("cpu", 1), 3), Recorder(), profile=True).num_labelled == 4
+    traces = sorted((tmp_path / "out").glob("_profiles/*/shard-*.json"))
+    events = [[event for event in json.loads(trace.read_text()) if event["name"] == "detect"] for trace in traces]
+    assert [sum(event["args"]["images"] for event in shard) for shard in events] == [2, 2]
+    assert len({event["tid"] for shard in events for event in shard}) == 2
