@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,11 +105,16 @@ class PolicyConfig(Section):
         return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
 
 
+SHARD_IMAGES, SHARDS_WANTED = (64, 4096), 32
+"""Least and most images of a shard, and shards of a plan, where the job leaves them to `auto`."""
+
+
 class PlanConfig(Section):
     """How the listing is cut into shards."""
 
-    images_per_shard: Positive = 4096
-    """Images per shard: the unit of retry and commit."""
+    images_per_shard: Literal["auto"] | Positive = "auto"
+    """Images per shard: the unit of retry and commit; `auto`: 4096, or as few, but at least 64, as give 32 shards, so
+    that small buckets keep every labeller busy."""
     retry_failed: bool = True
     """Try images again that failed in the last run."""
     max_retries: Annotated[int, Field(ge=0)] = 3
@@ -126,6 +132,12 @@ class PlanConfig(Section):
     """Width × height above which an image is refused before its pixels are decoded."""
     max_bytes: Positive = 1 << 30
     """Listed size above which an image is refused unread."""
+
+    def shard_images(self, num_planned: int) -> int:
+        """Images of every shard but the last in a plan of so many, those that are gone included."""
+        if self.images_per_shard != "auto":
+            return self.images_per_shard
+        return max(SHARD_IMAGES[0], min(SHARD_IMAGES[1], math.ceil(num_planned / SHARDS_WANTED)))
 
 
 class ReadingConfig(Section):
