@@ -17,15 +17,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from batchdet.config import ClusterConfig, JobConfig
+from batchdet.config import ClusterConfig, JobConfig, ModelConfig
+from batchdet.engine.backends.choice import OWN, engine_of
 from batchdet.engine.checkpoint import load_detector
+from batchdet.engine.detector import Detector
 from batchdet.engine.pipeline import Detected, SafeBatches, detect_blocks
 from batchdet.engine.postfilter import PostFilter
-from batchdet.errors import ConfigError, InterruptedRunError, StorageError
+from batchdet.errors import ConfigError, InterruptedRunError, ModelError, StorageError
 from batchdet.profiling import write_trace
 from batchdet.progress import Progress
 from batchdet.reading import WINDOW_BYTES, BlockSource, ThreadBlocks
-from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
+from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, ModelFiles, PreparedBlock, ShardReport
+from batchdet.storage.begun import read_backend, settle_backend
 from batchdet.storage.copies import read_copies
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
@@ -122,9 +125,8 @@ class ShardLabeller:
         files = fetch_model(job.model.reference, job.storage.source)
         self._stopping = threading.Event()
         self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
-        self._detector = self._detecting.submit(
-            load_detector, job.model, files, hardware.device, hardware.threads
-        ).result()
+        self._loaded = Timeline(keeps_spans=True)
+        self._detector = self._detecting.submit(self._load, files, hardware).result()
         self._safe = SafeBatches()
         self._detected_ns: int | None = None
         self._postfilter = PostFilter(job.policy, self._detector.info.categories, job.model.score_floor)
@@ -133,6 +135,19 @@ class ShardLabeller:
     def backend(self) -> str:
         """What computes the detections, its version and its arithmetic."""
         return self._detector.backend
+
+    def _load(self, files: ModelFiles | None, hardware: Hardware) -> Detector:
+        """The detector, in the backend that the run was begun with: another one's scores differ in float noise."""
+        job, run_id = self._context.job, self._context.plan.run_id
+        with self._loaded.span("load"):
+            model = _settled(job.model, read_backend(self._output, run_id))
+            detector = load_detector(model, files, hardware.device, hardware.threads)
+            begun = settle_backend(self._output, run_id, detector.backend)
+            if engine_of(begun) != engine_of(detector.backend):
+                # Another labeller of the run, on another machine, was there first.
+                detector = load_detector(_settled(job.model, begun), files, hardware.device, hardware.threads)
+        _require_backend(detector.backend, begun, run_id)
+        return detector
 
     def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
         """Label one shard and commit it.
@@ -186,7 +201,9 @@ class ShardLabeller:
             return self._detecting.submit(self._detect, blocks, timeline).result()
 
     def _detect(self, blocks: Iterator[PreparedBlock], timeline: Timeline) -> list[Detected]:
-        if self._detected_ns is not None:
+        if self._detected_ns is None:
+            timeline.add(self._loaded.spans)
+        else:
             timeline.record("between_shards", self._detected_ns, now_ns())
         try:
             until_stopped = self._until_stopped(blocks)
@@ -206,6 +223,36 @@ class ShardLabeller:
             yield block
 
 
+def _settled(model: ModelConfig, begun: str | None) -> ModelConfig:
+    """The model in the backend a run was begun with, where the job leaves it a choice."""
+    if begun is None or model.backend != "auto":
+        return model
+    return ModelConfig.model_validate(model.model_dump() | {"backend": engine_of(begun)})
+
+
+def _require_backend(backend: str, begun: str, run_id: str) -> None:
+    """A run is finished with what it was begun with; another version of it is near enough, and said."""
+    if backend == begun:
+        return
+    said = f"run {run_id} was begun with {begun}, and this machine has {backend}"
+    if engine_of(backend) != engine_of(begun):
+        raise ModelError(f"{said}; finish it where that backend runs, or close it as partial with --new-run")
+    _log.warning("%s: scores may differ by float noise", said)
+
+
+def require_device(job: JobConfig, device: str) -> None:
+    """Refuse a backend that does not run where the labellers will, before anything is planned.
+
+    Raises:
+        ConfigError: it has CPUs only, and the labellers take GPUs.
+    """
+    if device != "cpu" and job.model.backend not in OWN:
+        raise ConfigError(
+            f"model.backend {job.model.backend} runs on CPUs only, and labellers take GPUs here; set "
+            "cluster.gpus_per_labeller=0 or model.backend=torch"
+        )
+
+
 class InlineRunner:
     """Labels every shard in this process, by labellers that are no actors.
 
@@ -220,6 +267,7 @@ class InlineRunner:
 
     def ready(self, job: JobConfig, progress: Progress) -> AbstractContextManager[None]:
         """See `batchdet.run.Runner`."""
+        require_device(job, self._hardware.device)
         return nullcontext()
 
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
