@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,11 +105,16 @@ class PolicyConfig(Section):
         return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
 
 
+SHARD_IMAGES, SHARDS_WANTED = (64, 4096), 32
+"""Least and most images of a shard, and shards of a plan, where the job leaves them to `auto`."""
+
+
 class PlanConfig(Section):
     """How the listing is cut into shards."""
 
-    images_per_shard: Positive = 4096
-    """Images per shard: the unit of retry and commit."""
+    images_per_shard: Literal["auto"] | Positive = "auto"
+    """Images per shard: the unit of retry and commit; `auto`: 4096, or as few, but at least 64, as give 32 shards, so
+    that small buckets keep every labeller busy."""
     retry_failed: bool = True
     """Try images again that failed in the last run."""
     max_retries: Annotated[int, Field(ge=0)] = 3
@@ -127,6 +133,12 @@ class PlanConfig(Section):
     max_bytes: Positive = 1 << 30
     """Listed size above which an image is refused unread."""
 
+    def shard_images(self, num_planned: int) -> int:
+        """Images of every shard but the last in a plan of so many, those that are gone included."""
+        if self.images_per_shard != "auto":
+            return self.images_per_shard
+        return max(SHARD_IMAGES[0], min(SHARD_IMAGES[1], math.ceil(num_planned / SHARDS_WANTED)))
+
 
 class ReadingConfig(Section):
     """How bytes become pixels."""
@@ -144,11 +156,11 @@ class ClusterConfig(Section):
     """What the job takes of a Ray cluster."""
 
     labellers: Literal["auto"] | Positive = "auto"
-    """Labeller actors; `auto`: one per GPU, or as many as the CPUs hold."""
+    """Labellers at a time; `auto`: one per GPU, or as many as the CPUs hold."""
     gpus_per_labeller: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] | Annotated[int, Field(ge=1)] = "auto"
     """GPUs (or a share of one) per labeller; `auto`: 1 where the cluster has GPUs, else 0."""
     cpus_per_labeller: Literal["auto"] | Annotated[float, Field(gt=0.0)] = "auto"
-    """CPU cores per labeller, and torch's threads; `auto`: 1."""
+    """CPU cores per labeller, and its threads; `auto`: 1, and without Ray what the labellers leave each other."""
     cpus_per_reader: Annotated[float, Field(gt=0.0)] = 1
     """CPU cores per read task."""
     readers: Literal["auto", "threads", "tasks"] = "auto"

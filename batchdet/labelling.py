@@ -9,23 +9,26 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
-from batchdet.config import ClusterConfig, JobConfig
+from batchdet.config import ClusterConfig, JobConfig, ModelConfig
+from batchdet.engine.backends.choice import OWN, engine_of
 from batchdet.engine.checkpoint import load_detector
+from batchdet.engine.detector import Detector
 from batchdet.engine.pipeline import Detected, SafeBatches, detect_blocks
 from batchdet.engine.postfilter import PostFilter
-from batchdet.errors import ConfigError, InterruptedRunError, StorageError
+from batchdet.errors import ConfigError, InterruptedRunError, ModelError, StorageError
 from batchdet.profiling import write_trace
 from batchdet.progress import Progress
-from batchdet.reading import BlockSource, ThreadBlocks
-from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, PreparedBlock, ShardReport
+from batchdet.reading import WINDOW_BYTES, BlockSource, ThreadBlocks
+from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, ModelFiles, PreparedBlock, ShardReport
+from batchdet.storage.begun import read_backend, settle_backend
 from batchdet.storage.copies import read_copies
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.ledger import Ledger
@@ -35,6 +38,8 @@ from batchdet.timeline import Timeline, now_ns
 
 _log = logging.getLogger(__name__)
 
+MOST_LABELLERS = 8
+"""Labellers in one process: only one of its threads runs Python at a time, and a labeller does for a tenth of its."""
 SHARDS_IN_FLIGHT = 2
 """Shards a labeller holds: while one is detected, the next is already read, or the last still committed."""
 
@@ -72,8 +77,8 @@ class Hardware:
     threads: int
 
 
-def local_hardware(config: ClusterConfig) -> Hardware:
-    """What one labeller without a cluster takes of this machine: its first GPU if it has one, and all its cores.
+def local_runner(config: ClusterConfig) -> "InlineRunner":
+    """The runner of this machine: one labeller on its first GPU if it has one, else as many as its cores hold.
 
     Raises:
         ConfigError: `cluster.gpus_per_labeller` asks for a GPU and there is none.
@@ -82,8 +87,26 @@ def local_hardware(config: ClusterConfig) -> Hardware:
     if config.gpus_per_labeller not in ("auto", 0) and not has_gpu:
         raise ConfigError(f"cluster.gpus_per_labeller is {config.gpus_per_labeller}, and this machine has no GPU")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores if config.cpus_per_labeller == "auto" else math.ceil(config.cpus_per_labeller)
-    return Hardware("cuda" if has_gpu and config.gpus_per_labeller != 0 else "cpu", wanted)
+    if has_gpu and config.gpus_per_labeller != 0:
+        wanted = cores if config.cpus_per_labeller == "auto" else math.ceil(config.cpus_per_labeller)
+        return InlineRunner(Hardware("cuda", wanted))
+    threads, labellers = split_cores(config, cores)
+    return InlineRunner(Hardware("cpu", threads), labellers)
+
+
+def split_cores(config: ClusterConfig, cores: int) -> tuple[int, int]:
+    """Threads of a labeller and labellers in one process without a GPU; `auto` is a thread each while that is enough.
+
+    Args:
+        config: the job's `cluster` section.
+        cores: of this machine.
+    """
+    if config.cpus_per_labeller != "auto":
+        threads = math.ceil(config.cpus_per_labeller)
+        fitting = max(1, min(cores // threads, MOST_LABELLERS))
+        return threads, fitting if config.labellers == "auto" else config.labellers
+    labellers = min(cores, MOST_LABELLERS) if config.labellers == "auto" else config.labellers
+    return max(1, cores // labellers), labellers
 
 
 class ShardLabeller:
@@ -102,9 +125,8 @@ class ShardLabeller:
         files = fetch_model(job.model.reference, job.storage.source)
         self._stopping = threading.Event()
         self._detecting = ThreadPoolExecutor(1, "detect", torch.set_num_threads, (hardware.threads,))
-        self._detector = self._detecting.submit(
-            load_detector, job.model, files, hardware.device, hardware.threads
-        ).result()
+        self._loaded = Timeline(keeps_spans=True)
+        self._detector = self._detecting.submit(self._load, files, hardware).result()
         self._safe = SafeBatches()
         self._detected_ns: int | None = None
         self._postfilter = PostFilter(job.policy, self._detector.info.categories, job.model.score_floor)
@@ -113,6 +135,19 @@ class ShardLabeller:
     def backend(self) -> str:
         """What computes the detections, its version and its arithmetic."""
         return self._detector.backend
+
+    def _load(self, files: ModelFiles | None, hardware: Hardware) -> Detector:
+        """The detector, in the backend that the run was begun with: another one's scores differ in float noise."""
+        job, run_id = self._context.job, self._context.plan.run_id
+        with self._loaded.span("load"):
+            model = _settled(job.model, read_backend(self._output, run_id))
+            detector = load_detector(model, files, hardware.device, hardware.threads)
+            begun = settle_backend(self._output, run_id, detector.backend)
+            if engine_of(begun) != engine_of(detector.backend):
+                # Another labeller of the run, on another machine, was there first.
+                detector = load_detector(_settled(job.model, begun), files, hardware.device, hardware.threads)
+        _require_backend(detector.backend, begun, run_id)
+        return detector
 
     def label(self, shard_id: int, poison: Mapping[str, FailedImage] | None = None) -> ShardReport:
         """Label one shard and commit it.
@@ -166,7 +201,9 @@ class ShardLabeller:
             return self._detecting.submit(self._detect, blocks, timeline).result()
 
     def _detect(self, blocks: Iterator[PreparedBlock], timeline: Timeline) -> list[Detected]:
-        if self._detected_ns is not None:
+        if self._detected_ns is None:
+            timeline.add(self._loaded.spans)
+        else:
             timeline.record("between_shards", self._detected_ns, now_ns())
         try:
             until_stopped = self._until_stopped(blocks)
@@ -186,46 +223,81 @@ class ShardLabeller:
             yield block
 
 
-class InlineRunner:
-    """Labels every shard in this process: a labeller without an actor."""
+def _settled(model: ModelConfig, begun: str | None) -> ModelConfig:
+    """The model in the backend a run was begun with, where the job leaves it a choice."""
+    if begun is None or model.backend != "auto":
+        return model
+    return ModelConfig.model_validate(model.model_dump() | {"backend": engine_of(begun)})
 
-    def __init__(self, hardware: Hardware) -> None:
+
+def _require_backend(backend: str, begun: str, run_id: str) -> None:
+    """A run is finished with what it was begun with; another version of it is near enough, and said."""
+    if backend == begun:
+        return
+    said = f"run {run_id} was begun with {begun}, and this machine has {backend}"
+    if engine_of(backend) != engine_of(begun):
+        raise ModelError(f"{said}; finish it where that backend runs, or close it as partial with --new-run")
+    _log.warning("%s: scores may differ by float noise", said)
+
+
+def require_device(job: JobConfig, device: str) -> None:
+    """Refuse a backend that does not run where the labellers will, before anything is planned.
+
+    Raises:
+        ConfigError: it has CPUs only, and the labellers take GPUs.
+    """
+    if device != "cpu" and job.model.backend not in OWN:
+        raise ConfigError(
+            f"model.backend {job.model.backend} runs on CPUs only, and labellers take GPUs here; set "
+            "cluster.gpus_per_labeller=0 or model.backend=torch"
+        )
+
+
+class InlineRunner:
+    """Labels every shard in this process, by labellers that are no actors.
+
+    Args:
+        hardware: of each labeller.
+        labellers: how many; no more are loaded than there are shards.
+    """
+
+    def __init__(self, hardware: Hardware, labellers: int = 1) -> None:
         self._hardware = hardware
+        self._count = labellers
 
     def ready(self, job: JobConfig, progress: Progress) -> AbstractContextManager[None]:
         """See `batchdet.run.Runner`."""
+        require_device(job, self._hardware.device)
         return nullcontext()
 
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:
         """See `batchdet.run.Runner`."""
         if not shard_ids:
             return
-        labeller = ShardLabeller(context, self._hardware)
-        progress.log(f"detecting with {labeller.backend} on {self._hardware.device}")
-        progress.labellers(alive=1, wanted=1)
-        todo = iter(shard_ids)
-        attempts = context.job.limits.max_attempts_per_shard
-        pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT, "shard")
-
-        def begin(count: int) -> set[Future[ShardReport]]:
-            begun = () if context.is_over else islice(todo, count)
-            return {pool.submit(_persist, labeller, shard_id, attempts) for shard_id in begun}
-
+        labellers = self._load(context, min(self._count, len(shard_ids)))
+        progress.log(f"detecting with {labellers[0].backend} on {self._hardware.device}")
+        progress.labellers(alive=len(labellers), wanted=len(labellers))
+        handout = _Handout(labellers, shard_ids, context)
         interrupted = False
         try:
-            running = begin(SHARDS_IN_FLIGHT)
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= begin(len(done))
-                for future in done:
-                    self._settle(future, progress)
+            for future in handout.settled():
+                self._settle(future, progress)
         except KeyboardInterrupt:
             interrupted = True
             raise
         finally:
-            labeller.stop()
             # After Ctrl-C shards under way are not waited for: they stay open, and commits are whole or not at all.
-            pool.shutdown(wait=not interrupted, cancel_futures=True)
+            handout.close(waits=not interrupted)
+
+    def _load(self, context: RunContext, count: int) -> list["ShardLabeller"]:
+        def load(_: int) -> ShardLabeller:
+            source = ThreadBlocks(context.job, self._hardware.threads, WINDOW_BYTES // count)
+            return ShardLabeller(context, self._hardware, source)
+
+        # The first alone: it exports what the others take from this machine's cache.
+        first = load(0)
+        with ThreadPoolExecutor(count, "load") as pool:
+            return [first, *pool.map(load, range(1, count))]
 
     def _settle(self, future: "Future[ShardReport]", progress: Progress) -> None:
         try:
@@ -234,6 +306,45 @@ class InlineRunner:
             progress.log(f"a shard stays open: {error}")
         else:
             progress.shard_committed(report)
+
+
+class _Handout:
+    """Shards on their way through the labellers of this process."""
+
+    def __init__(self, labellers: Sequence[ShardLabeller], shard_ids: Sequence[int], context: RunContext) -> None:
+        self._labellers = labellers
+        self._todo = deque(shard_ids)
+        self._context = context
+        self._pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT * len(labellers), "shard")
+        self._running: dict[Future[ShardReport], ShardLabeller] = {}
+
+    def settled(self) -> Iterator["Future[ShardReport]"]:
+        """Every shard as it ends, until none is left or the run's time is."""
+        self._fill()
+        while self._running:
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            for future in done:
+                del self._running[future]
+            self._fill()
+            yield from done
+
+    def close(self, waits: bool) -> None:
+        """Give out no more, and stop the labellers; wait for the shards under way, or leave them open."""
+        for labeller in self._labellers:
+            labeller.stop()
+        self._pool.shutdown(wait=waits, cancel_futures=True)
+
+    def _fill(self) -> None:
+        if self._context.is_over:
+            return
+        attempts = self._context.job.limits.max_attempts_per_shard
+        # One shard each before anybody gets a second, and a second only while nobody will want for a first.
+        for held in range(SHARDS_IN_FLIGHT):
+            for labeller in self._labellers:
+                is_spare = held == 0 or len(self._todo) >= len(self._labellers)
+                if self._todo and is_spare and list(self._running.values()).count(labeller) == held:
+                    shard_id = self._todo.popleft()
+                    self._running[self._pool.submit(_persist, labeller, shard_id, attempts)] = labeller
 
 
 def _persist(labeller: ShardLabeller, shard_id: int, attempts: int) -> ShardReport:

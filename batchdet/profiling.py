@@ -87,11 +87,11 @@ def write_profile(output: Store, run_id: str, totals: StageTotals, seconds: floa
     """
     folder = f"{PROFILES}/{run_id}"
     names = [name for name in output.list(folder) if name.rpartition("/")[2].startswith("shard-")]
-    events = list(islice(_read_events(output, names), MAX_EVENTS))
+    events = list(islice(_read_events(output, names), MAX_EVENTS + 1))
     lines = [*totals.summary(seconds), totals.labellers_line()]
-    if len(events) == MAX_EVENTS:
+    if len(events) > MAX_EVENTS:
         lines.append(f"trace.json ends after {MAX_EVENTS:,} events; each shard's file has all of its own")
-    output.write_bytes(f"{folder}/trace.json", _document(dict.fromkeys(events)))
+    output.write_bytes(f"{folder}/trace.json", _document(dict.fromkeys(events[:MAX_EVENTS])))
     output.write_bytes(f"{folder}/summary.txt", ("\n".join(lines) + "\n").encode())
     return [*lines, f"trace for Perfetto or chrome://tracing: {output.child_uri(folder)}/trace.json"]
 

@@ -44,11 +44,18 @@ def cut_blocks(refs: Sequence[ImageRef], block_images: int) -> Iterator[Sequence
 
 
 class ThreadBlocks:
-    """Reads blocks in threads of this process."""
+    """Reads blocks in threads of this process.
 
-    def __init__(self, job: JobConfig, threads: int) -> None:
+    Args:
+        job: what to read, and how.
+        threads: of each shard under way.
+        window_bytes: pixels of a shard held ahead of the detector.
+    """
+
+    def __init__(self, job: JobConfig, threads: int, window_bytes: int = WINDOW_BYTES) -> None:
         self._job = job
         self._threads = threads
+        self._window_bytes = window_bytes
         self._reader = BlockReader(job.storage.source, max_bytes=job.plan.max_bytes)
 
     @contextmanager
@@ -63,7 +70,7 @@ class ThreadBlocks:
             cut_blocks(refs, reading.block_images),
             load,
             depth=reading.prefetch_blocks,
-            max_bytes=WINDOW_BYTES,
+            max_bytes=self._window_bytes,
             threads=self._threads,
         )
         with closing(ahead):

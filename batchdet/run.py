@@ -150,7 +150,7 @@ def _label(context: RunContext, runner: Runner, progress: Progress, ledger: Ledg
         runner.run(context, pending, budget)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError(f"stopped; {_how_to_resume(ledger, plan)}") from interrupt
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - (budget.began or started)
     lease.confirm()
     try:
         pace = budget.totals.images / seconds if budget.totals.images else 0.0
@@ -408,6 +408,8 @@ class _FailureBudget:
     num_failed: int
     totals: StageTotals
     lease: Lease
+    began: float | None = None
+    """When the first labeller had loaded its model; on the monotonic clock."""
 
     def shard_committed(self, report: ShardReport) -> None:
         self.totals.add(report)
@@ -430,6 +432,8 @@ class _FailureBudget:
         self.progress.planned(run_id, counts, images_done)
 
     def labellers(self, alive: int, wanted: int) -> None:
+        if alive and self.began is None:
+            self.began = time.monotonic()
         self.progress.labellers(alive, wanted)
 
     def log(self, line: str) -> None:

@@ -1,8 +1,9 @@
 """When each stage of a shard's work began and ended, and seconds by stage. Knows not what a stage does.
 
-A labeller's detecting thread is in one of `idle` (waiting for pixels), `detect` (its parts: `copy`, `forward` and
-`post_filter`) and `between_shards` (no shard at hand). Beside it, in other threads or processes, run `read`, `decode`
-and `commit` (its parts: `encode`, `upload`); on a GPU also `copy`, for the batch after.
+A labeller's detecting thread begins with `load` (its model), and then is in one of `idle` (waiting for pixels),
+`detect` (its parts: `copy`, `forward` and `post_filter`) and `between_shards` (no shard at hand). Beside it, in other
+threads or processes, run `read`, `decode` and `commit` (its parts: `encode`, `upload`); on a GPU also `copy`, for the
+batch after.
 """
 
 import os
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from batchdet.records import Span
 
 STAGES = (
+    "load",
     "read",
     "decode",
     "idle",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from batchdet.config import JobConfig, PolicyConfig, load_job, load_policy
+from batchdet.config import JobConfig, PlanConfig, PolicyConfig, load_job, load_policy
 from batchdet.errors import ConfigError
 
 BASE: dict[str, Any] = {"source": "s3://a/", "output": "s3://b/", "model.reference": "torchvision:ssd300_vgg16"}
@@ -84,3 +84,17 @@ def test_a_policy_file_holds_the_section_with_or_without_its_name(tmp_path: Path
         path.write_text(text)
         with pytest.raises(ConfigError, match=says):
             load_policy(path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "planned", "images"),
+    [
+        ("auto", 0, 64),
+        ("auto", 100, 64),  # two shards: smaller ones would cost more than they spread
+        ("auto", 3_200, 100),  # 32 shards
+        ("auto", 10_000_000, 4096),  # a lost labeller never costs more
+        (500, 100, 500),  # as asked for
+    ],
+)
+def test_images_of_a_shard(wanted: object, planned: int, images: int) -> None:
+    assert PlanConfig.model_validate({"images_per_shard": wanted}).shard_images(planned) == images

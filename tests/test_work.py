@@ -83,11 +83,8 @@ class _Allocations(TorchDispatchMode):
         return made
 
 
-def test_pixels_are_copied_once_on_their_way_into_a_batch() -> None:
-    side = 320
-    block = a_block(refs(8), side)
-    (group,) = block.groups
-    images = [Waiting(place, ref, block.facts[place], group, place) for place, ref in enumerate(block.refs)]
+def bytes_staged(images: list[Waiting]) -> int:
+    """Bytes that making a batch of the images takes; the batch holds their pixels."""
     tracemalloc.start()
     try:
         with _Allocations() as made:
@@ -95,9 +92,28 @@ def test_pixels_are_copied_once_on_their_way_into_a_batch() -> None:
         _, peak = tracemalloc.get_traced_memory()  # numpy's buffers count, torch's do not
     finally:
         tracemalloc.stop()
-    pixels = 8 * 3 * side * side * 4
-    assert made.nbytes == batch.pixels.nbytes == pixels
-    assert peak < pixels / 10
+    for pixels, image in zip(batch.pixels, images, strict=True):
+        assert np.array_equal(pixels.numpy(), image.group.pixels[image.index])
+    assert peak < batch.pixels.nbytes / 10
+    return made.nbytes
+
+
+def test_pixels_are_copied_at_most_once_on_their_way_into_a_batch() -> None:
+    """Neighbours of a block not at all; those of several blocks, or of memory that must not be written, once."""
+    side = 320
+    blocks = [a_block(refs(4), side), a_block(refs(4), side)]
+    for number, pixels in enumerate(pixels for block in blocks for pixels in block.groups[0].pixels):
+        pixels[:] = number
+    first, second = (
+        [Waiting(place, ref, block.facts[place], block.groups[0], place) for place, ref in enumerate(block.refs)]
+        for block in blocks
+    )
+    pixels = 4 * 3 * side * side * 4
+    assert bytes_staged(first) == bytes_staged(first[1:3]) == 0
+    assert bytes_staged(first + second) == 2 * pixels
+    assert bytes_staged([first[0], first[2], first[1], first[3]]) == pixels
+    blocks[0].groups[0].pixels.flags.writeable = False
+    assert bytes_staged(first) == pixels
 
 
 def count_work(work: Callable[[], object]) -> tuple[int, int]:

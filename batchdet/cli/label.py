@@ -128,7 +128,7 @@ def _estimate(job: JobConfig, counts: PlanCounts) -> dict[str, Any]:
     """The counts by class, and what labelling them would take."""
     pace = _last_pace(job)
     seconds = counts.num_planned / pace if pace else None
-    per_shard = job.plan.images_per_shard
+    per_shard = job.plan.shard_images(counts.num_planned + counts.num_deleted)
     parts = (counts.num_planned - counts.num_stale, counts.num_stale, counts.num_deleted)
     return {
         "listed": counts.num_listed,

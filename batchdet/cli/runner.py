@@ -21,6 +21,6 @@ def build_runner(ray: str, cluster: ClusterConfig) -> "Runner":
         from batchdet.cluster.driver import RayRunner
 
         return RayRunner(ray)
-    from batchdet.labelling import InlineRunner, local_hardware
+    from batchdet.labelling import local_runner
 
-    return InlineRunner(local_hardware(cluster))
+    return local_runner(cluster)

@@ -19,7 +19,7 @@ from batchdet.cluster.paths import require_shared_paths
 from batchdet.cluster.session import connected
 from batchdet.config import JobConfig
 from batchdet.errors import BatchdetError, ClusterError, FailureRateError, RunError, StorageError
-from batchdet.labelling import SHARDS_IN_FLIGHT, RunContext
+from batchdet.labelling import SHARDS_IN_FLIGHT, RunContext, require_device
 from batchdet.progress import Progress
 from batchdet.records import ImageRef, ShardReport
 from batchdet.storage.filesystem import open_store
@@ -44,6 +44,7 @@ class RayRunner:
         with connected(self._address, progress.log):
             require_shared_paths(job)
             self._demand = check_room(job.cluster, progress)
+            require_device(job, self._demand.device)
             yield
 
     def run(self, context: RunContext, shard_ids: Sequence[int], progress: Progress) -> None:

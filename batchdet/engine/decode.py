@@ -127,11 +127,29 @@ class DecodedImage:
         return view.transpose(1, 0, 2) if self.turn.swaps_sides else view
 
 
+class Scratch:
+    """Memory that one picture after the other is decoded into: fresh memory costs a page fault every few kilobytes."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, count: int) -> PixelArray:
+        """`count` bytes of any content, the same ones at every call."""
+        if self._bytes.shape[0] < count:
+            self._bytes = np.empty(count, np.uint8)
+        return self._bytes[:count]
+
+
 class _Plugin(Protocol):
     def __call__(self, fp: io.BytesIO, /) -> ImageFile.ImageFile: ...
 
 
-def decode(data: bytes, max_pixels: int, eighths_of: Callable[[int, int], int] | None = None) -> DecodedImage:
+def decode(
+    data: bytes,
+    max_pixels: int,
+    eighths_of: Callable[[int, int], int] | None = None,
+    scratch: Scratch | None = None,
+) -> DecodedImage:
     """Decode one image file.
 
     Args:
@@ -140,6 +158,7 @@ def decode(data: bytes, max_pixels: int, eighths_of: Callable[[int, int], int] |
             refuses GIF frames, WebP and tiles above 178,956,970 pixels.
         eighths_of: told the upright height and width, chooses the scale (1, 2, 4 or 8 eighths) that simplejpeg decodes
             at; None for full size. What Pillow decodes is always of full size.
+        scratch: pixels may lie there, and are gone when it is used again; None gives every picture memory of its own.
 
     Raises:
         DecodeError: code `empty`, `not_an_image`, `unsupported_format` (a codec is not installed), `unsupported_mode`,
@@ -151,7 +170,7 @@ def decode(data: bytes, max_pixels: int, eighths_of: Callable[[int, int], int] |
         with plugin(io.BytesIO(data)) as image:
             _check_header(image, max_pixels)
             if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in _TURBO_MODES:
-                return _sound_jpeg(image, data, eighths_of) or _by_pillow(image)
+                return _sound_jpeg(image, data, eighths_of, scratch or Scratch()) or _by_pillow(image)
             return _by_pillow(image)
     except _PILLOW_ERRORS as error:
         raise DecodeError(_code_of(error), _reason_of(error)) from error
@@ -233,7 +252,10 @@ def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
 
 
 def _sound_jpeg(
-    image: JpegImagePlugin.JpegImageFile, data: bytes, eighths_of: Callable[[int, int], int] | None
+    image: JpegImagePlugin.JpegImageFile,
+    data: bytes,
+    eighths_of: Callable[[int, int], int] | None,
+    scratch: Scratch,
 ) -> DecodedImage | None:
     """None for what libjpeg-turbo refuses or warns of."""
     orientation = _orientation(image)
@@ -243,7 +265,9 @@ def _sound_jpeg(
     rows, columns = (-(-side * eighths // FULL_SCALE) for side in (image.height, image.width))
     try:
         # The smallest scale that gives this size is this scale.
-        stored: PixelArray = simplejpeg.decode_jpeg(data, "RGBX", min_height=rows, min_width=columns, strict=True)
+        stored: PixelArray = simplejpeg.decode_jpeg(
+            data, "RGBX", min_height=rows, min_width=columns, buffer=scratch.take(4 * rows * columns), strict=True
+        )
     except ValueError:
         return None
     if stored.shape[:2] != (rows, columns):

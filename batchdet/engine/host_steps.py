@@ -18,6 +18,8 @@ WINDOW = 32
 """Numbers torch's reduction takes at a time."""
 CHUNK_ROWS = 4096
 """Rows of logits looked at together: they stay in a core's cache."""
+SAMPLED, SPARE = 16, 8
+"""One value of so many is looked at to guess where the largest begin; how many times too many are taken at most."""
 
 
 def all_finite(*outputs: Tensor) -> Tensor:
@@ -141,11 +143,25 @@ def top_anchors(objectness: Sequence[Tensor], deltas: Sequence[Tensor], limit: i
 def _top(values: Floats, kinds: int, count: int) -> Ints:
     """Positions (cell, kind) of the `count` largest of a level's values (kind, cell), from the largest."""
     size = values.shape[0]
-    largest = np.partition(values, size - count)[size - count :]  # NaN stands above all numbers.
-    likely = np.arange(size) if np.isnan(largest.max()) else np.flatnonzero(values >= largest[0])
+    likely = _likely_top(values, count)
     cells = size // kinds
     place = likely % cells * kinds + likely // cells
     bits = (values.take(likely) + np.float32(0)).view(np.int32).astype(np.int64)  # -0 becomes 0.
     rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     # One key holds the value and the place among equals.
     return np.sort((-rising << 32) + place)[:count] & 0xFFFFFFFF
+
+
+def _likely_top(values: Floats, count: int) -> Ints:
+    """Positions of the `count` largest values, and maybe of others; of all where one is no number."""
+    size = values.shape[0]
+    if np.isnan(values.max()):
+        return np.arange(size)
+    sample = values[::SAMPLED]
+    rank = 2 * count // SAMPLED + SAMPLED
+    if rank < sample.shape[0] // 2:
+        # Sorting out a few thousand numbers costs a tenth of sorting out all of them.
+        likely = np.flatnonzero(values >= np.partition(sample, sample.shape[0] - rank)[sample.shape[0] - rank])
+        if count <= likely.shape[0] <= SPARE * count:
+            return likely
+    return np.flatnonzero(values >= np.partition(values, size - count)[size - count])

@@ -41,6 +41,9 @@ Detected = LabelledImage | Settled
 class SafeBatches:
     """What a device turned out to have memory for; belongs to the detector, and outlives its shards.
 
+    In which shard memory runs out is the device's doing, not the plan's: from then on equal runs are equal but for
+    float noise, no longer bit for bit.
+
     Attributes:
         images: most images of a padded shape (height, width) in one forward pass, where that is under `batch_images`.
     """

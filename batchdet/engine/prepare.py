@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from batchdet.engine.decode import DecodedImage, decode
+from batchdet.engine.decode import DecodedImage, Scratch, decode
 from batchdet.engine.resize import output_size, padded_size, resize_normalised
 from batchdet.engine.scale import Scale, full_scale
 from batchdet.errors import DecodeError
@@ -79,8 +79,9 @@ def prepare_block(
     builders: dict[tuple[int, int], GroupBuilder] = {}
     settled: dict[int, Settled] = {}
     facts: list[ImageFacts] = []
+    scratch = Scratch()
     for position, image in enumerate(encoded):
-        outcome = image if isinstance(image, FailedImage) else _decode_image(image, spec, max_pixels, scale)
+        outcome = image if isinstance(image, FailedImage) else _decode_image(image, spec, max_pixels, scale, scratch)
         if isinstance(outcome, FailedImage | CopiedImage):
             settled[position] = outcome
             facts.append(outcome.facts)
@@ -102,7 +103,7 @@ def prepare_block(
 
 
 def _decode_image(
-    image: EncodedImage, spec: InputSpec, max_pixels: int, scale: Scale
+    image: EncodedImage, spec: InputSpec, max_pixels: int, scale: Scale, scratch: Scratch
 ) -> tuple[DecodedImage, ImageFacts] | Settled:
     digest = "sha256:" + hashlib.sha256(image.data).hexdigest()
     bytes_facts = ImageFacts(content_digest=digest, size_bytes=len(image.data))
@@ -110,7 +111,7 @@ def _decode_image(
         if twin.content_digest == digest:
             return CopiedImage(image.ref, bytes_facts, twin)
     try:
-        decoded = decode(image.data, max_pixels, functools.partial(scale, spec))
+        decoded = decode(image.data, max_pixels, functools.partial(scale, spec), scratch)
     except DecodeError as error:
         return FailedImage(image.ref, "decode", error.code, error.reason, bytes_facts)
     facts = ImageFacts(

@@ -22,7 +22,7 @@ _SCRATCH = r"\.[0-9a-f]{32}\.tmp"
 _KEPT = re.compile(
     rf"runs/({_RUN_ID}\.parquet|{_SCRATCH})"
     rf"|(images|detections)/run_id={_RUN_ID}/(shard-\d{{5,}}\.parquet|{_SCRATCH})"
-    rf"|{PLANS}/{_RUN_ID}/(plan\.json|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
+    rf"|{PLANS}/{_RUN_ID}/(plan\.json|backend\.txt|manifest-\d{{5,}}\.parquet|{_SCRATCH})"
     rf"|{REMOVED}/({_RUN_ID}\.json|{_SCRATCH})"
     rf"|{PROFILES}/{_RUN_ID}/(shard-\d{{5,}}\.json|trace\.json|summary\.txt|{_SCRATCH})"
     rf"|{NIGHTS}/[^/]+/(changes/)?([a-z_]+\.json|(images|changes)-\d{{5}}\.parquet|{_SCRATCH})"

@@ -123,6 +123,10 @@ def _s3_rows(page: Mapping[str, Any], stretch: _Range) -> tuple[list[Row], bool]
     """The page's rows inside the range, and whether the range goes on after it."""
     entries = page.get("Contents", [])
     more = bool(page.get("IsTruncated"))
+    if stretch.after is not None and entries and entries[0]["Key"].encode() <= stretch.after.encode():
+        # A store that knows no StartAfter begins with the keys of the ranges before: they would be listed twice.
+        begin = stretch.after.encode()
+        entries = [entry for entry in entries if entry["Key"].encode() > begin]
     if stretch.before is not None and entries and entries[-1]["Key"].encode() >= stretch.before.encode():
         end = stretch.before.encode()
         entries, more = [entry for entry in entries if entry["Key"].encode() < end], False

@@ -57,7 +57,9 @@ def make_plan(
     """
     with classified(listing, known, plan_config, comparison) as result:
         refuse_vanishing(result.counts, result.num_known, plan_config, header.source)
-        plan = new_plan(header, result.counts, plan_config.images_per_shard)
+        counts = result.counts
+        images_per_shard = plan_config.shard_images(counts.num_planned + counts.num_deleted)
+        plan = new_plan(header, counts, images_per_shard)
         result.find_twins()
         shards = (batch for part in PARTS for batch in result.batches(part, plan.images_per_shard))
         write_plan(output, plan, shards)

@@ -159,10 +159,14 @@ class Encoding:
     Attributes:
         dictionary: columns of few distinct values; a dictionary on floats costs size and speed.
         sorted_by: columns the rows are sorted by, all ascending.
+        statistics: columns whose least and greatest value readers may skip rows by; None for all.
+        level: of zstd.
     """
 
     dictionary: tuple[str, ...] = ()
     sorted_by: tuple[str, ...] = ()
+    statistics: tuple[str, ...] | None = None
+    level: int = 3
 
 
 IMAGES_ENCODING = Encoding(
@@ -178,9 +182,12 @@ IMAGES_ENCODING = Encoding(
     ),
     sorted_by=("image_uri",),
 )
+# Sorted by image, the rows of any part of a file hold scores and boxes of every size: their statistics skip nothing.
 DETECTIONS_ENCODING = Encoding(
-    dictionary=("image_uri", "detection_index", "label", "category", "image_width", "image_height", "shard_id"),
+    dictionary=("image_uri", "label", "category"),
     sorted_by=("image_uri", "detection_index"),
+    statistics=("image_uri", "detection_index", "label", "accepted"),
+    level=1,
 )
 RUNS_ENCODING = Encoding()
 
@@ -197,9 +204,10 @@ def writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     """Options of `pyarrow.parquet.ParquetWriter` for a table of this schema."""
     return {
         "compression": "zstd",
-        "compression_level": 3,
+        "compression_level": encoding.level,
         "use_dictionary": list(encoding.dictionary),
         "sorting_columns": [pq.SortingColumn(schema.get_field_index(name)) for name in encoding.sorted_by],
+        "write_statistics": True if encoding.statistics is None else list(encoding.statistics),
         "write_page_index": True,
     }
 

@@ -62,9 +62,12 @@ def pin(cores: int) -> None:
 
 def processor() -> str:
     """Name of the processor."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    names = (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name"))
-    return next(names, platform.machine())
+    return _cpu_field("model name") or platform.machine()
+
+
+def _cpu_field(name: str) -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def hardware_slug(cores: int) -> str:
@@ -87,4 +90,7 @@ def describe_machine(cores: int) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     python = f"Python {platform.python_version()}"
-    return f"{cores} cores of {processor()}, {', '.join([python, *versions])}, {today()}"
+    family = _cpu_field("cpu family")
+    return (
+        f"{cores} cores of {processor()}{family and f' (family {family})'}, {', '.join([python, *versions])}, {today()}"
+    )

@@ -21,7 +21,7 @@ from PIL import Image
 from batchdet.cli.evaluate import cost_line
 from batchdet.config import EXACT_SETTINGS, JobConfig, load_job
 from batchdet.demo.shipped import shipped_model
-from batchdet.labelling import InlineRunner, local_hardware
+from batchdet.labelling import local_runner
 from batchdet.measure import DEFAULTS, measure_model
 from batchdet.progress import open_progress
 from tests.training.gold_sets import write_scenes
@@ -69,7 +69,7 @@ def main() -> None:
         fields = {"source": images, "output": f"{made}/labels", "model.reference": arguments.model, **DEFAULTS}
         for field, value in inexact_settings():
             job = load_job(None, {**fields, field: value})
-            runner = InlineRunner(local_hardware(job.cluster))
+            runner = local_runner(job.cluster)
             with open_progress(sys.stderr) as progress:
                 measured = measure_model(job, arguments.gold or f"{made}/scenes/gold.json", runner, progress)
             sys.stdout.write(f"{cost_line(measured)}\n")

@@ -20,12 +20,14 @@ MakeJob = Callable[..., JobConfig]
 
 
 INLINE = InlineRunner(Hardware("cpu", 1))
+RUNNERS = {"inline": INLINE, "inline, two labellers": InlineRunner(Hardware("cpu", 1), 2), "ray": RayRunner("local")}
 
 
 @pytest.mark.parametrize(
     ("where", "fields"),
     [
         ("inline", {}),
+        ("inline, two labellers", {}),
         ("ray", {"cluster.labellers": 2}),
         ("ray", {"cluster.labellers": 1, "cluster.readers": "tasks"}),
     ],
@@ -39,7 +41,7 @@ def test_the_laws_hold_wherever_shards_are_labelled(
     """
     if where == "ray":
         request.getfixturevalue("ray_cluster")
-    runner = INLINE if where == "inline" else RayRunner("local")
+    runner = RUNNERS[where]
     job = make_job(**fields, **{"plan.retry_failed": False})
     row = label_bucket(job, runner, Recorder())
     assert_same_rows(Path(job.output), undisturbed)

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
 
-from batchdet.engine.decode import DecodedImage, decode
+from batchdet.engine.decode import DecodedImage, Scratch, decode
 from batchdet.errors import DecodeError
 
 PILLOW_LIMIT = 178_956_970
@@ -535,3 +535,17 @@ def test_damaged_files_end_as_pixels_or_decode_errors(seed: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_many_damaged_files_end_as_pixels_or_decode_errors(seed: int) -> None:
     check_fuzz(f"slow {seed}", 4000)
+
+
+def test_pictures_share_memory_one_after_the_other() -> None:
+    pictures = []
+    for width, height in ((40, 30), (64, 48), (16, 8)):
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        pictures.append(buffer.getvalue())
+    scratch = Scratch()
+    images = [decode(data, PILLOW_LIMIT, scratch=scratch) for data in pictures[1:]]
+    assert np.shares_memory(images[0].stored, images[1].stored)
+    for data in pictures:
+        assert np.array_equal(decode(data, PILLOW_LIMIT, scratch=scratch).pixels, decode(data, PILLOW_LIMIT).pixels)

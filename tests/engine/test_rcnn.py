@@ -124,6 +124,29 @@ def test_top_anchors_keep_the_order_of_equals(steps: Steps) -> None:
     assert top.levels == (5,)
 
 
+HIDDEN = torch.where(torch.arange(3 * 40 * 64) % 16 == 0, -1.0, torch.linspace(0, 1, 3 * 40 * 64))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(3 * 40 * 64, generator=torch.Generator().manual_seed(5)),
+        torch.zeros(3 * 40 * 64),  # equals only: the guess takes all of them
+        HIDDEN,  # what is looked at is small, and the guess takes nearly all
+        -HIDDEN,  # what is looked at is large, and the guess finds too few
+        torch.where(torch.arange(3 * 40 * 64) == 77, torch.nan, HIDDEN),
+    ],
+    ids=["random", "equal", "hidden", "shown", "nan"],
+)
+@pytest.mark.parametrize("limit", [5, 300, 5000])
+def test_top_anchors_of_a_large_level_are_those_of_a_stable_sort(values: torch.Tensor, limit: int) -> None:
+    """However misleading the values are of which a part is looked at first."""
+    top = HOST.top_anchors([values.reshape(1, 3, 40, 64)], [torch.zeros(1, 12, 40, 64)], limit)
+    by_anchor = values.reshape(3, -1).T.flatten()  # (cell, kind)
+    order = torch.argsort(by_anchor.nan_to_num(nan=torch.inf), descending=True, stable=True)
+    assert torch.equal(top.anchors[0], order[:limit])
+
+
 @pytest.mark.parametrize("num_images", [1, 8])
 def test_work_for_proposals_on_a_device_does_not_grow_with_the_batch(num_images: int) -> None:
     rpn: Any = rpn_without_network("resnet50")

@@ -1,6 +1,7 @@
 """S3 in parallel ranges of small pages finds every key once, whatever the tree looks like."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,23 @@ def test_every_key_once(small_pages: S3Server, tree: str) -> None:
     expected = [f"{bucket.name}/{key}" for key in TREES[tree] if key.startswith("p/") and not key.endswith("/")]
     assert sorted(found) == sorted(expected)
     assert Bucket(small_pages, bucket.name).keys(), "the bucket is really there"
+
+
+def test_no_key_comes_twice_from_a_store_that_knows_no_start_after(small_pages: S3Server) -> None:
+    def forget(params: dict[str, Any], **_: object) -> None:
+        forgotten.append(params.pop("StartAfter", None))
+
+    forgotten: list[str | None] = []
+    keys = TREES["many folders"]
+    bucket = new_bucket(small_pages)
+    bucket.put_all(dict.fromkeys(keys, b"x"))
+    store = open_store(bucket.uri, {"key": "k", "secret": "s", "endpoint_url": small_pages.endpoint})
+    store.fs.connect()
+    event = "before-parameter-build.s3.ListObjectsV2"
+    store.fs.s3.meta.events.register_first(event, forget, unique_id="forget")
+    try:
+        found = [row[0] for page in pages(store, f"{bucket.name}/p/") for row in page]
+    finally:
+        store.fs.s3.meta.events.unregister(event, unique_id="forget")
+    assert any(forgotten), "the listing was cut into ranges"
+    assert sorted(found) == sorted(f"{bucket.name}/{key}" for key in keys)

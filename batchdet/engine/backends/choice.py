@@ -88,6 +88,12 @@ def require_backend(wanted: BackendName, precision: Precision) -> None:
             raise ModelError(f"model.backend {wanted} is not installed; pip install {' '.join(packages)}")
 
 
+def engine_of(backend: str) -> BackendName:
+    """The wish that a recorded name answers: `openvino` of `openvino-2026.4.1/fp32`."""
+    engine = backend.partition("-")[0]
+    return next((name for name, *_ in EXPORTING if name == engine), "torch")
+
+
 def is_installed(package: str) -> bool:
     """Whether a package can be imported."""
     return importlib.util.find_spec(package) is not None
