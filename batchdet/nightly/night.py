@@ -12,7 +12,7 @@ from batchdet.analysis.alarms import require_quiet
 from batchdet.analysis.audit import audit_run
 from batchdet.analysis.changes import write_changes
 from batchdet.analysis.receipt import Receipt
-from batchdet.config import JobConfig
+from batchdet.config import JobConfig, PolicyConfig
 from batchdet.errors import BatchdetError, GateError, OutputError, OutputHeldError, StorageError
 from batchdet.nightly.account import message, sum_up
 from batchdet.nightly.job import NightlyConfig, RetrainWhen
@@ -137,8 +137,9 @@ class _Night:
         """Every step by name, in order; each is given what those before it left."""
         return (
             ("begun", self._begin),
-            ("refilter", self._refilter),
-            ("label", lambda: self._label(steps["begun"], steps["begun"]["last_run_id"])),
+            ("finish", lambda: self._finish(steps["begun"])),
+            ("refilter", lambda: self._refilter(steps["finish"])),
+            ("label", lambda: self._label_tonight(steps)),
             ("audit", lambda: self._audit(steps["label"])),
             ("changes", lambda: self._compare(steps)),
             ("retrain", lambda: self._retrain(steps)),
@@ -155,25 +156,46 @@ class _Night:
             "last_run_id": used[-1] if used else None,
         }
 
-    def _refilter(self) -> Document:
+    def _finish(self, begun: Mapping[str, Any]) -> Document:
+        """Go on with a run that was begun under an earlier policy, under that one: what it labelled is kept."""
+        ledger, job = Ledger(self.output), self.config.job
+        going = [plan for plan in (*ledger.open_runs()[:1], ledger.stopped_run()) if plan and not plan.header.derived]
+        if not going or going[0].header.policy_digest == job.policy.digest:
+            return {"skipped": "no run of another policy goes on"}
+        if going[0].header.model.digest != describe_model(job).digest:
+            return {"skipped": "the model is another: all is labelled again"}
+        policy = PolicyConfig.model_validate_json(going[0].header.policy)
+        row = self._label_once(self._job_in_time(begun).model_copy(update={"policy": policy}))
+        return self._labelled([row])
+
+    def _refilter(self, finished: Mapping[str, Any]) -> Document:
         """A policy that changed judges what is stored, before anything is labelled by it."""
+        if finished.get("status") == "partial":
+            return {"skipped": "labelling goes on in the next night"}
         ledger = Ledger(self.output)
         rows, job = ledger.complete_runs(), self.config.job
         if not rows or rows[0].policy_digest == job.policy.digest:
             return {"skipped": "the policy is that of the last run"}
         if rows[0].model_digest != describe_model(job).digest:
             return {"skipped": "the model is another: all is labelled again"}
-        for plan in ledger.open_runs():
-            self.progress.log(f"run {plan.run_id} was begun with another policy: closing it as partial")
-            ledger.close(ledger.closing_row(plan, "partial", 0.0))
         return _row(refilter(self.output, job.policy, self.progress.log))
+
+    def _label_tonight(self, steps: Mapping[str, Any]) -> Document:
+        if steps["finish"].get("status") == "partial":
+            return dict(steps["finish"])
+        return self._label(steps["begun"], steps["begun"]["last_run_id"])
 
     def _label(self, begun: Mapping[str, Any], last_run_id: str | None) -> Document:
         """Go on with a run of an earlier night, then label what is new tonight, as far as there is time."""
         runs: list[RunRow] = []
         while not runs or (runs[-1].status == "complete" and not _is_after(runs[-1].run_id, last_run_id)):
-            job = self._job_in_time(begun)
-            runs.append(label_bucket(job, self.places.runner, self.progress, gives_up_others=True))
+            runs.append(self._label_once(self._job_in_time(begun)))
+        return self._labelled(runs)
+
+    def _label_once(self, job: JobConfig) -> RunRow:
+        return label_bucket(job, self.places.runner, self.progress, gives_up_others=True)
+
+    def _labelled(self, runs: Sequence[RunRow]) -> Document:
         counts = read_plan(self.output, runs[-1].run_id).counts
         return {
             **_row(runs[-1]),

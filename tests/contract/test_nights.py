@@ -189,6 +189,29 @@ def test_another_policy_judges_what_is_stored(nights: Nights) -> None:
     assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
 
 
+def test_a_run_of_an_earlier_policy_is_finished_under_it_and_then_judged(nights: Nights) -> None:
+    nights.runner = DiesAfter(Hardware("cpu", 1))
+    with pytest.raises(Killed):
+        nights.spend()
+    nights.runner = InlineRunner(Hardware("cpu", 1))
+    other = {"job.policy.score_threshold": 0.9}
+    short = nights.spend(**other, **{"job.limits.max_hours": 1e-9})
+    assert [short["steps"][name].get("status") for name in ("finish", "refilter", "label")] == [
+        "partial",
+        None,
+        "partial",
+    ]
+    summary = nights.spend(**other)
+    steps = summary["steps"]
+    assert (steps["finish"]["num_labelled"], steps["refilter"]["num_labelled"], steps["label"]["num_labelled"]) == (
+        8,
+        8,
+        0,
+    )
+    assert len(nights.bucket.ask("SELECT DISTINCT labelled_at FROM all_images")) <= 8, "nothing was labelled twice"
+    assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
+
+
 def test_a_broken_listing_ends_the_night_and_changes_nothing(nights: Nights) -> None:
     nights.spend()
     for number in range(6):
