@@ -25,7 +25,7 @@ from batchdet.config import (
 )
 from batchdet.progress import Progress
 from batchdet.records import BoolArray, IntArray, ModelInfo
-from batchdet.run import Runner, describe_model, label_bucket, recorded_versions
+from batchdet.run import Manner, Runner, describe_model, label_bucket, recorded_versions
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.listing import list_images
 from batchdet.training.calibration import Threshold, Wanted, calibrate_thresholds
@@ -228,7 +228,7 @@ def _with(job: JobConfig, fields: dict[str, Any]) -> JobConfig:
 def _answer(job: JobConfig, task: _Task, runner: Runner, progress: Progress) -> _Answer:
     """Label the gold images, or read back what the same model and settings said of them before."""
     job = _with(job, {"output": f"{job.output.rstrip('/')}/{_key(job, task.model)}"})
-    label_bucket(job, runner, progress, listing=task.images.listing)
+    label_bucket(job, runner, progress, Manner(listing=task.images.listing))
     output = open_store(job.output, job.storage.output)
     places = pa.array(task.images.uris, pa.string())
     labelled = _labelled(output, places, task.gold, progress)

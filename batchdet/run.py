@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -64,6 +64,24 @@ Listing = Iterable[pa.RecordBatch]
 """Listed images."""
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What is asked of one run, beside its job.
+
+    Attributes:
+        open_run: what becomes of a run that is open: it is resumed, and a job that cannot is refused; it is resumed, or
+            given up where this job cannot; it is given up. A run that is given up is closed as partial.
+        profile: write time lines of the labellers and a summary to the output, see `profiling`.
+        steal_lease: take the output from whoever holds it.
+        listing: batches of `schema.LISTING`: the images of the source to label; None for all of them.
+    """
+
+    open_run: Literal["resume", "resume_own", "give_up"] = "resume"
+    profile: bool = False
+    steal_lease: bool = False
+    listing: Listing | None = None
+
+
 class Runner(Protocol):
     """Where the shards of a run are labelled."""
 
@@ -86,12 +104,7 @@ def label_bucket(
     job: JobConfig,
     runner: Runner,
     progress: Progress,
-    *,
-    new_run: bool = False,
-    gives_up_others: bool = False,
-    profile: bool = False,
-    listing: Listing | None = None,
-    steal_lease: bool = False,
+    manner: Manner = Manner(),
 ) -> RunRow:
     """Label every new, changed or failed image of the source, and close the run.
 
@@ -99,11 +112,7 @@ def label_bucket(
         job: what to label, with what, and where to.
         runner: where.
         progress: told what happens.
-        new_run: close an open run as partial first, instead of resuming it.
-        gives_up_others: do so with an open run that this job cannot go on with, instead of refusing.
-        profile: write time lines of the labellers and a summary to the output, see `profiling`.
-        listing: batches of `schema.LISTING`: the images of the source to label; None for all of them.
-        steal_lease: take the output from whoever holds it.
+        manner: what is asked of this run, beside the job.
 
     Returns:
         The run's row as written.
@@ -121,12 +130,11 @@ def label_bucket(
         output.probe_writable()
     if job.publish is not None:
         require_publishable(output, job.publish)
-    terms = Terms(job.limits.lease_seconds, steal_lease)
+    terms = Terms(job.limits.lease_seconds, manner.steal_lease)
     with held(output, "label", terms, progress.log) as lease, runner.ready(job, progress):
-        begins = _Beginning(new_run, gives_up_others)
-        plan = _open_run(job, Ledger(output), progress, listing, begins)
+        plan = _open_run(job, Ledger(output), progress, manner)
         lease.require()
-        row = _label(RunContext(job, plan, profile, deadline), runner, progress, Ledger(output), lease)
+        row = _label(RunContext(job, plan, manner.profile, deadline), runner, progress, Ledger(output), lease)
         if job.publish is not None and row.status == "complete":
             progress.log(told(publish_complete(output, job.publish, row.run_id)))
         return row
@@ -224,43 +232,40 @@ def _output_errors(job: JobConfig) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Beginning:
-    """What becomes of a run that is open: always given up, or given up where this job cannot go on with it."""
-
-    new_run: bool
-    gives_up_others: bool
-
-
-def _open_run(
-    job: JobConfig, ledger: Ledger, progress: Progress, listing: Listing | None, begins: _Beginning
-) -> RunPlan:
-    """The open run this job goes on with, or a new one; open runs left behind are closed as partial."""
+def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, manner: Manner) -> RunPlan:
+    """The run this job goes on with, or a new one; open runs left behind are closed as partial."""
     model = describe_model(job)
     rows = ledger.complete_runs()
     open_runs = ledger.open_runs()
-    # A run made of committed rows labels nothing: whoever began it goes on with it.
-    labelling = [plan for plan in open_runs if plan.header.derived is None]
-    current = [plan for plan in labelling if not begins.new_run and (not rows or plan.run_id > rows[0].run_id)][:1]
-    if current and begins.gives_up_others and _other_job(current[0], job, model) is not None:
-        current = []
-    stopped = None if begins.new_run or labelling else ledger.stopped_run()
-    if stopped and _other_job(stopped, job, model) is None:
-        current = [stopped]
-    if current:
-        _require_same_job(current[0], job, model)
-        progress.log(f"resuming run {current[0].run_id}")
+    last = rows[0].run_id if rows else ""
+    current = _resumable(job, model, ledger, [plan for plan in open_runs if plan.run_id > last], manner)
+    if current is not None:
+        progress.log(f"resuming run {current.run_id}")
     else:
         _tell_differences(job, model, rows, progress)
         header = _new_header(job, ledger, model, rows)
-        listed = _listing(job, progress) if listing is None else listing
-        comparison = _comparison(job, model, rows, ledger, is_whole=listing is None)
-        current = [make_plan(ledger.output, header, listed, _known(ledger, rows), job.plan, comparison)]
+        listed = _listing(job, progress) if manner.listing is None else manner.listing
+        comparison = _comparison(job, model, rows, ledger, is_whole=manner.listing is None)
+        current = make_plan(ledger.output, header, listed, _known(ledger, rows), job.plan, comparison)
     for plan in open_runs:
-        if plan.run_id != current[0].run_id:
+        if plan.run_id != current.run_id:
             progress.log(f"closing run {plan.run_id} as partial")
             ledger.close(ledger.closing_row(plan, "partial", 0.0))
-    return current[0]
+    return current
+
+
+def _resumable(
+    job: JobConfig, model: ModelInfo, ledger: Ledger, open_runs: Sequence[RunPlan], manner: Manner
+) -> RunPlan | None:
+    """The newest open run, or else the one that its time ended, if this job goes on with it."""
+    if manner.open_run == "give_up":
+        return None
+    # A run made of committed rows labels nothing: whoever began it goes on with it.
+    newest = next((plan for plan in open_runs if plan.header.derived is None), None)
+    if newest is not None and manner.open_run == "resume":
+        _require_same_job(newest, job, model)
+    candidate = newest or ledger.stopped_run()
+    return candidate if candidate is not None and _other_job(candidate, job, model) is None else None
 
 
 def _tell_differences(job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], progress: Progress) -> None:

@@ -19,7 +19,7 @@ from batchdet.engine.detector import Batch, Detector
 from batchdet.errors import ConfigError, ModelError, OutOfMemoryError
 from batchdet.labelling import Hardware, InlineRunner, RunContext, ShardLabeller, split_cores
 from batchdet.records import ImageRef, LabelledImage, ModelInfo
-from batchdet.run import label_bucket
+from batchdet.run import Manner, label_bucket
 from batchdet.storage.begun import settle_backend
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.planning import make_plan
@@ -129,7 +129,7 @@ def test_every_labeller_of_a_process_gets_a_shard_before_any_gets_two(tmp_path: 
     """Three labellers of two shards: two are loaded, and each detects one, in a thread of its own."""
     fields = {"source": str(tmp_path / "*.jpg"), "output": str(tmp_path / "out"), "plan.images_per_shard": 2}
     job = load_job(None, fields | {"model.reference": str(shipped_model())})
-    assert label_bucket(job, InlineRunner(Hardware("cpu", 1), 3), Recorder(), profile=True).num_labelled == 4
+    assert label_bucket(job, InlineRunner(Hardware("cpu", 1), 3), Recorder(), Manner(profile=True)).num_labelled == 4
     traces = sorted((tmp_path / "out").glob("_profiles/*/shard-*.json"))
     events = [[event for event in json.loads(trace.read_text()) if event["name"] == "detect"] for trace in traces]
     assert [sum(event["args"]["images"] for event in shard) for shard in events] == [2, 2]

@@ -15,7 +15,7 @@ from batchdet.labelling import Hardware, InlineRunner
 from batchdet.profiling import StageTotals, write_profile, write_trace
 from batchdet.progress import PlainProgress
 from batchdet.records import ShardReport, Span
-from batchdet.run import label_bucket
+from batchdet.run import Manner, label_bucket
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.layout import is_kept
 
@@ -94,7 +94,7 @@ def test_a_profile_that_cannot_be_written_costs_no_shard_and_no_run(tmp_path: Pa
     job = JobConfig.model_validate(
         {"source": str(images), "output": str(output), "model": {"reference": str(shipped_model()), "backend": "torch"}}
     )
-    row = label_bucket(job, InlineRunner(Hardware("cpu", 1)), PlainProgress(told), profile=True)
+    row = label_bucket(job, InlineRunner(Hardware("cpu", 1)), PlainProgress(told), Manner(profile=True))
     assert (row.status, row.num_labelled) == ("complete", 3)
     assert row.images_per_second > 0, "the shard's report must arrive"
     assert "profile not written" in told.getvalue()

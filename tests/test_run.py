@@ -15,7 +15,7 @@ from batchdet.errors import ConfigError, FailureRateError, OpenShardsError, Outp
 from batchdet.labelling import RunContext
 from batchdet.progress import PlainProgress, Progress
 from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage
-from batchdet.run import label_bucket
+from batchdet.run import Manner, label_bucket
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.lease import LEASE
 from batchdet.storage.ledger import Ledger
@@ -127,7 +127,7 @@ def test_a_run_that_lost_its_output_does_not_close_it(make_job: MakeJob) -> None
     with pytest.raises(OutputHeldError, match="is held by"):
         label_bucket(make_job(), StandIn(), quiet())
     again = StandIn()
-    assert label_bucket(make_job(), again, quiet(), steal_lease=True).status == "complete"
+    assert label_bucket(make_job(), again, quiet(), Manner(steal_lease=True)).status == "complete"
     assert again.labelled == []
 
 
@@ -189,11 +189,11 @@ def test_a_new_run_gives_up_the_open_one_only_when_it_has_a_plan(make_job: MakeJ
     with pytest.raises(OpenShardsError):
         label_bucket(make_job(), StandIn(shards=2), quiet())
     with pytest.raises(SourceError):
-        label_bucket(make_job(source=str(tmp_path / "typo")), StandIn(), quiet(), new_run=True)
+        label_bucket(make_job(source=str(tmp_path / "typo")), StandIn(), quiet(), Manner("give_up"))
     ledger = Ledger(open_store(str(tmp_path / "labels"), {}))
     assert len(ledger.open_runs()) == 1, "a mistake gives nothing up"
     fresh = StandIn()
-    row = label_bucket(make_job(), fresh, quiet(), new_run=True)
+    row = label_bucket(make_job(), fresh, quiet(), Manner("give_up"))
     assert len(fresh.labelled) == row.num_labelled == 40
     assert sorted(run.status for run in ledger.run_rows()) == ["complete", "partial"]
 
@@ -202,7 +202,7 @@ def test_an_open_run_older_than_a_complete_one_is_not_resumed(make_job: MakeJob,
     with pytest.raises(OpenShardsError):
         label_bucket(make_job(), StandIn(shards=1), quiet())
     with pytest.raises(OpenShardsError):
-        label_bucket(make_job(), StandIn(shards=1), quiet(), new_run=True)
+        label_bucket(make_job(), StandIn(shards=1), quiet(), Manner("give_up"))
     partial = next((tmp_path / "labels" / "runs").iterdir())
     partial.unlink()  # as if two drivers had planned at once: two open runs
     label_bucket(make_job(), StandIn(), quiet())

@@ -78,11 +78,13 @@ def label(
     """Label every new, changed or failed image of the source; again after a crash, it resumes."""
     flags = {"source": source, "output": output, "model.reference": model, "limits.max_hours": max_hours}
     job = _job(job_file, flags | _deletes(no_delete), policy, settings)
-    from batchdet.run import label_bucket
+    from batchdet.run import Manner, label_bucket
+
+    manner = Manner("give_up" if new_run else "resume", profile, steal_lease)
 
     with open_progress(sys.stderr) as progress:
         runner = build_runner(ray, job.cluster)
-        row = label_bucket(job, runner, progress, new_run=new_run, profile=profile, steal_lease=steal_lease)
+        row = label_bucket(job, runner, progress, manner)
     if as_json:
         print_json(row)
     else:

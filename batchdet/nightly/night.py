@@ -22,7 +22,7 @@ from batchdet.progress import Progress
 from batchdet.records import RunRow
 from batchdet.refiltering import refilter
 from batchdet.retraining import Retrained
-from batchdet.run import Runner, describe_model, label_bucket
+from batchdet.run import Manner, Runner, describe_model, label_bucket
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.lease import Terms, held
 from batchdet.storage.ledger import Ledger
@@ -88,21 +88,24 @@ def run_night(
     if done is not None and done["exit_code"] == 0:
         progress.log(f"night {night} is done")
         return done
-    summary: Document | None = None
+    told: Message | None = Message(f"night {night} of {output.uri} broke off", (), "{}")
     try:
         with held(output, "nightly", Terms(job.limits.lease_seconds, steal_lease), progress.log):
             summary = _Night(config, journal, output, places, progress, clock).spend()
+        told = message(summary)
     except OutputHeldError:
-        # its holder tells of the night
-        summary = {}
+        told = None  # its holder tells of the night
         raise
     finally:
-        told = message(summary) if summary else Message(f"night {night} of {output.uri} broke off", (), "{}")
-        if config.notify is not None and summary != {}:
-            trouble = tell(config.notify, told)
-            if trouble is not None:
-                progress.log(trouble)
+        _tell(config, told, progress)
     return summary
+
+
+def _tell(config: NightlyConfig, told: Message | None, progress: Progress) -> None:
+    if config.notify is not None and told is not None:
+        trouble = tell(config.notify, told)
+        if trouble is not None:
+            progress.log(trouble)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ class _Night:
         return self._labelled(runs)
 
     def _label_once(self, job: JobConfig) -> RunRow:
-        return label_bucket(job, self.places.runner, self.progress, gives_up_others=True)
+        return label_bucket(job, self.places.runner, self.progress, Manner("resume_own"))
 
     def _labelled(self, runs: Sequence[RunRow]) -> Document:
         counts = read_plan(self.output, runs[-1].run_id).counts

@@ -10,7 +10,7 @@ from batchdet.cluster.driver import RayRunner
 from batchdet.config import load_job
 from batchdet.demo.shipped import shipped_model
 from batchdet.labelling import Hardware, InlineRunner
-from batchdet.run import Runner, label_bucket
+from batchdet.run import Manner, Runner, label_bucket
 from tests.contract.conftest import Recorder
 from tests.servers.faults import Fault, FaultProxy
 from tests.servers.s3 import Bucket
@@ -51,7 +51,7 @@ def run_on(bucket: Bucket, runner: Runner, endpoint: str) -> Recorder:
         "storage.output": reach,
     }
     progress = Recorder()
-    label_bucket(load_job(None, fields), runner, progress, profile=True)
+    label_bucket(load_job(None, fields), runner, progress, Manner(profile=True))
     return progress
 
 
