@@ -76,11 +76,14 @@ def covers(source: str, options: Mapping[str, Any], extensions: Sequence[str]) -
         extensions: of images.
 
     Raises:
-        SourceError: the source is a broken pattern.
+        SourceError: no filesystem serves the source, or it is a broken pattern.
     """
     if not has_magic(source) and is_manifest(source):
         return lambda _uri: True
-    store = open_store(source, options)
+    try:
+        store = open_store(source, options)
+    except StorageError as error:
+        raise SourceError(f"source {source}: {error.reason}") from error
     if has_magic(source):
         fits = _glob(source, store, extensions).matches
     else:
