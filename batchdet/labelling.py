@@ -173,7 +173,7 @@ class ShardLabeller:
     def _with_copies(self, detected: Sequence[Detected], timeline: Timeline) -> Iterator[ImageOutcome]:
         """The outcomes, where bytes were labelled before with the labels of then."""
         copies = [image for image in detected if isinstance(image, CopiedImage)]
-        found = read_copies(self._output, copies) if copies else {}
+        found = read_copies(self._output, copies, self._context.job.model.score_floor) if copies else {}
         yield from found.values()
         # their twins are gone since the plan was made
         lost = [replace(image.ref, twins=()) for image in copies if image.ref.uri not in found]

@@ -25,12 +25,13 @@ _IMAGE_COLUMNS = (
 _DETECTION_COLUMNS = ("image_uri", "detection_index", "label", "score", "xmin", "ymin", "xmax", "ymax", "accepted")
 
 
-def read_copies(output: Store, images: Iterable[CopiedImage]) -> dict[str, LabelledImage]:
+def read_copies(output: Store, images: Iterable[CopiedImage], score_floor: float) -> dict[str, LabelledImage]:
     """Labels of the images' twins, by the image's own URI; an image whose twin is no longer there is left out.
 
     Args:
         output: the folder.
         images: labelled before, under another name.
+        score_floor: candidates below it are left out: the twin's run may have stored more.
 
     Raises:
         StorageError: a file that is there cannot be read.
@@ -44,6 +45,7 @@ def read_copies(output: Store, images: Iterable[CopiedImage]) -> dict[str, Label
         try:
             rows = _rows(output, f"images/{name}", _IMAGE_COLUMNS, uris)
             detections = _rows(output, f"detections/{name}", _DETECTION_COLUMNS, uris)
+            detections = detections.filter(pc.greater_equal(detections["score"], pa.scalar(score_floor, pa.float32())))
         except NotFoundError:
             continue
         by_uri = {row["image_uri"]: row for row in rows.to_pylist()}

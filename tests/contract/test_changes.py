@@ -135,3 +135,15 @@ def test_a_stopped_run_of_another_job_is_left_behind(bucket: Bucket) -> None:
     night = bucket.night(**{"policy.score_threshold": 0.7})
     assert night.row.run_id != stopped.row.run_id
     assert night.classes == {"new": 8}
+
+
+def test_copies_of_a_run_with_a_lower_floor_hold_what_this_floor_stores(bucket: Bucket) -> None:
+    bucket.night(**{"model.score_floor": 0.05})
+    assert bucket.ask("SELECT count(*) AS low FROM all_detections WHERE score < 0.3")[0]["low"]
+    for number in range(8):
+        image = picture(bucket, number)
+        shutil.copy(image, bucket.folder / f"copy-{image.name}")
+    night = bucket.night(**{"model.score_floor": 0.3})
+    assert night.copied == 8
+    low = f"SELECT count(*) AS low FROM all_detections WHERE score < 0.3 AND run_id = '{night.row.run_id}'"
+    assert bucket.ask(low)[0]["low"] == 0
