@@ -22,6 +22,7 @@ from batchdet.config import DiffConfig
 from batchdet.errors import ConfigError, OutputError
 from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store
+from batchdet.storage.plan import derivation_of
 from batchdet.storage.schema import Encoding, writer_options
 
 SUMMARY = "summary.json"
@@ -209,6 +210,7 @@ def _span(rows: Sequence[RunRow], run_before: str | None) -> Span:
         earlier=[row.run_id for row, earlier in zip(rows, is_earlier, strict=True) if earlier],
         later=[row.run_id for row, earlier in zip(rows, is_earlier, strict=True) if not earlier],
         categories=sorted({name for row in rows for name in row.categories}),
+        rewritten=[row.run_id for row in rows if (derivation_of(row.config) or {}).get("by") == "compact"],
     )
 
 

@@ -39,12 +39,13 @@ IMAGE_CHANGES = (
 
 new, new_failed: readers did not see it before (no row, or deleted) · relabelled: labelled before and after ·
 newly_failed: labelled before · recovered, still_failed: failed before · deleted: seen before · never_seen: came and
-went.
+went. A row that a compaction copied as it was is none of these.
 """
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_STATE = "image_uri, run_id, status, failure_stage, failure_code, content_digest, num_detections"
+_STATE = "image_uri, run_id, status, failure_stage, failure_code, content_digest, num_detections, labelled_at"
 _LATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY image_uri ORDER BY run_id DESC) = 1"
+_POLICY = "(SELECT policy_digest FROM runs WHERE run_id = {}.run_id)"
 _CHANGED = f"""
 CREATE TABLE changed AS WITH
 after AS MATERIALIZED (SELECT {_STATE} FROM all_images WHERE run_id IN ({{later}}) {_LATEST}),
@@ -56,7 +57,9 @@ paired AS (SELECT a.image_uri,
   CASE WHEN a.status = 'failed' THEN concat(a.failure_stage, ':', a.failure_code) END AS failure_after,
   a.content_digest = b.content_digest AS same_content,
   b.num_detections AS num_before, a.num_detections AS num_after
-  FROM after a LEFT JOIN before b ON a.image_uri = b.image_uri)
+  FROM after a LEFT JOIN before b ON a.image_uri = b.image_uri
+  WHERE NOT coalesce(a.run_id IN ({{rewritten}}) AND a.labelled_at = b.labelled_at
+    AND {_POLICY.format("a")} = {_POLICY.format("b")}, false))
 SELECT row_number() OVER (ORDER BY image_uri) - 1 AS place, *, CASE
   WHEN status_before IS NULL AND status_after IS NULL THEN {IMAGE_CHANGES.index("never_seen")}
   WHEN status_after IS NULL THEN {IMAGE_CHANGES.index("deleted")}
@@ -96,11 +99,13 @@ class Span:
         earlier: run ids up to where it begins, ascending; empty compares with nothing.
         later: run ids after that, up to where it ends, ascending.
         categories: every name that a model of these runs gives, sorted.
+        rewritten: of the later runs those that a compaction made: what they copied unchanged is no change.
     """
 
     earlier: Sequence[str]
     later: Sequence[str]
     categories: Sequence[str]
+    rewritten: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,8 @@ def open_states(output: Store, span: Span, memory_mib: int) -> Iterator[States]:
             names = ", ".join(_quoted(name) for name in span.categories)
             connection.execute(f"CREATE TYPE detected AS ENUM ({names})")
             earlier, later = _listed(span.earlier), _listed(span.later)
-            connection.execute(_CHANGED.format(earlier=earlier, later=later))
+            rewritten = _listed(span.rewritten)
+            connection.execute(_CHANGED.format(earlier=earlier, later=later, rewritten=rewritten))
             yield States(connection, span)
 
 

@@ -99,7 +99,7 @@ def open_run(
 
 def commit(output: Store, plan: RunPlan, images: Mapping[str, Image], shard_ids: Sequence[int] | None = None) -> None:
     """Commit shards of a plan; an image that is not described has no objects."""
-    ledger = Ledger(output, clock=lambda: NOON)
+    ledger = Ledger(output, clock=lambda: plan.header.started_at)
     for shard_id in range(plan.num_shards) if shard_ids is None else shard_ids:
         shard = read_shard(output, plan, shard_id)
         ledger.commit(plan, shard, [images.get(ref.uri, Image()).outcome(ref) for ref in shard.images])

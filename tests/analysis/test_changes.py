@@ -18,10 +18,13 @@ from batchdet.analysis import states
 from batchdet.analysis.box_changes import BOX_CHANGES, BOX_SCHEMA, IMAGE_SCHEMA
 from batchdet.analysis.changes import ChangeBatch, compare_runs, write_changes
 from batchdet.analysis.states import IMAGE_CHANGES
-from batchdet.config import AlarmConfig, CompareConfig, DiffConfig
+from batchdet.compaction import compact
+from batchdet.config import AlarmConfig, CompareConfig, DiffConfig, PolicyConfig
 from batchdet.errors import ConfigError, OutputError, StorageError
 from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage
+from batchdet.refiltering import refilter
 from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import RunPlan
 from tests.analysis.matching_oracle import Box, objects
 from tests.analysis.outputs import CATEGORIES, Image, close, commit, open_run, run_id, whole_run
@@ -404,3 +407,25 @@ def test_comparisons_agree_with_dictionaries(
         told = summary["state"][side]
         assert (told["images"], told["failed"]) == (len(state), len(state) - len(labelled))
         assert told["detections"] == sum(len(picture.boxes) for picture in labelled)
+
+
+def test_what_a_compaction_copied_is_no_change_and_what_it_took_in_is(output: Store) -> None:
+    night(output, 1, {uri: Picture((CAT,)) for uri in ("a", "b", "c")} | {"x": Picture(status="failed")})
+    night(output, 2, {"a": Picture((DOG,)), "d": Picture((CAT,))})
+    plain, *rows = compare(output, run_id(1), run_id(2))
+    for history in ("current", "all"):
+        compact(output, history, lambda line: None)  # type: ignore[arg-type]
+    newest = Ledger(output).complete_runs()[0].run_id
+    assert newest > run_id(2)
+    summary, *rows_after = compare(output, run_id(1), newest)
+    for name in ("images", "relabelled", "failures", "changes"):
+        assert summary[name] == plain[name]
+    assert [len(found) for found in rows_after] == [len(found) for found in rows]
+
+
+def test_another_policy_is_a_change_however_compacted(output: Store) -> None:
+    night(output, 1, {"a": Picture((CAT, DOG)), "b": Picture((CAT,))})
+    refilter(output, PolicyConfig(score_threshold=0.8), lambda line: None, 1)
+    (made,) = compact(output, "current", lambda line: None).runs
+    summary, *_ = compare(output, run_id(1), made.run_id)
+    assert (summary["images"]["relabelled"], summary["relabelled"]["removed"]) == (2, 1)
