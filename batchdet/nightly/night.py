@@ -143,11 +143,11 @@ class _Night:
             ("finish", lambda: self._finish(steps["begun"])),
             ("refilter", lambda: self._refilter(steps["finish"])),
             ("label", lambda: self._label_tonight(steps)),
-            ("audit", lambda: self._audit(steps["label"])),
+            ("audit", lambda: self._audit(steps["label"], steps["begun"]["last_run_id"])),
             ("changes", lambda: self._compare(steps)),
             ("retrain", lambda: self._retrain(steps)),
             ("relabel", lambda: self._relabel(steps)),
-            ("relabel_audit", lambda: self._audit(steps["relabel"])),
+            ("relabel_audit", lambda: self._audit(steps["relabel"], steps["label"]["run_id"])),
         )
 
     def _begin(self) -> Document:
@@ -216,9 +216,14 @@ class _Night:
         left = max(job.limits.max_hours - spent / timedelta(hours=1), _NO_TIME_HOURS)
         return job.model_copy(update={"limits": job.limits.model_copy(update={"max_hours": left})})
 
-    def _audit(self, labelled: Mapping[str, Any]) -> Document:
+    def _audit(self, labelled: Mapping[str, Any], last_run_id: str | None) -> Document:
+        """Recount the runs of the step, and complete ones after `last_run_id` that a night which died made."""
         if "skipped" in labelled:
             return {"skipped": labelled["skipped"]}
+        complete = [row.run_id for row in Ledger(self.output).complete_runs()]
+        since = {run_id for run_id in complete if _is_after(run_id, last_run_id)}
+        for run_id in sorted(since.union(labelled["runs"]) - {labelled["run_id"]}):
+            audit_run(self.output, run_id).require_passed()
         receipt = audit_run(self.output, labelled["run_id"])
         wrong = [check for check in receipt.checks if not check.passed]
         if labelled["status"] == "complete" or any(check.name != _IS_COMPLETE for check in wrong):
@@ -230,7 +235,10 @@ class _Night:
         complete = [row.run_id for row in Ledger(self.output).complete_runs()]
         if steps["label"]["status"] != "complete" or not complete:
             return {"skipped": "labelling goes on in the next night"}
-        before = self._compared_last() or steps["begun"]["run_before"]
+        before = self._compared_last()
+        if before not in complete:
+            # the first night, or a compaction took it out since
+            before = steps["begun"]["run_before"]
         if before == complete[0]:
             return {"skipped": f"no run since {before}"}
         if before is not None and before not in complete:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from batchdet.compaction import compact, remove
 from batchdet.config import load_config
 from batchdet.demo.shipped import shipped_model
 from batchdet.errors import BatchdetError, OutputHeldError, RunError
@@ -210,6 +211,38 @@ def test_a_run_of_an_earlier_policy_is_finished_under_it_and_then_judged(nights:
     )
     assert len(nights.bucket.ask("SELECT DISTINCT labelled_at FROM all_images")) <= 8, "nothing was labelled twice"
     assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
+
+
+def test_nights_are_compared_after_their_runs_were_compacted_away(nights: Nights) -> None:
+    nights.spend()
+    output = open_store(str(nights.bucket.output), {})
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    nights.spend()
+    done = compact(output, "current", nights.recorder.log)
+    remove(output, done.superseded, timedelta(0))
+    for seed in (4, 5):
+        (nights.bucket.folder / f"more{seed}.jpg").write_bytes(fresh_scene(seed))
+        images = nights.spend()["steps"]["changes"]["images"]
+        assert (images["new"], images["relabelled"]) == (1, 0)
+
+
+def test_every_run_of_a_night_is_audited(nights: Nights) -> None:
+    nights.spend(**{"job.limits.max_hours": 1e-9})
+
+    class Damages(InlineRunner):
+        """Loses a file of the run of last night once it is whole."""
+
+        def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+            super().run(context, shard_ids, progress)
+            first = sorted((nights.bucket.output / "detections").glob("run_id=*"))[0]
+            if not context.plan.run_id == first.name.removeprefix("run_id="):
+                (first / "shard-00000.parquet").unlink()
+
+    nights.runner = Damages(Hardware("cpu", 1))
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    summary = nights.spend()
+    assert (summary["exit_code"], len(summary["steps"]["label"]["runs"])) == (3, 2)
+    assert summary["steps"]["label"]["runs"][0] in summary["error"]
 
 
 def test_a_broken_listing_ends_the_night_and_changes_nothing(nights: Nights) -> None:
