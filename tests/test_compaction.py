@@ -18,7 +18,7 @@ from batchdet.storage.filesystem import Store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.plan import derivation_of
 from batchdet.storage.planning import count_plan
-from tests.analysis.outputs import Image, commit, open_run, run_id
+from tests.analysis.outputs import Image, close, commit, open_run, run_id
 from tests.histories import (
     Killed,
     current,
@@ -285,3 +285,15 @@ def _answers(output: Store) -> list[list[dict[str, object]]]:
         ask_columns(output, f"SELECT * EXCLUDE (run_id, shard_id) FROM {view} ORDER BY ALL").to_pylist()
         for view in views
     ]
+
+
+def test_a_stopped_run_is_not_given_up_by_the_way() -> None:
+    output = past()
+    plan = open_run(output, 5, dict.fromkeys(["s3://p/k", "s3://p/l", "s3://p/m"], "night 5"))
+    commit(output, plan, {}, [0])
+    close(output, plan, "partial")
+    with pytest.raises(OutputError, match="1 of 2 shards committed, which a newer run would give up"):
+        compact(output, "current", silent)
+    stopped = Ledger(output).stopped_run()
+    assert stopped is not None
+    assert stopped.run_id == plan.run_id

@@ -235,7 +235,7 @@ def test_every_run_of_a_night_is_audited(nights: Nights) -> None:
         def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
             super().run(context, shard_ids, progress)
             first = sorted((nights.bucket.output / "detections").glob("run_id=*"))[0]
-            if not context.plan.run_id == first.name.removeprefix("run_id="):
+            if context.plan.run_id != first.name.removeprefix("run_id="):
                 (first / "shard-00000.parquet").unlink()
 
     nights.runner = Damages(Hardware("cpu", 1))
