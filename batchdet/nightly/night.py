@@ -6,6 +6,7 @@ Each step leaves its outcome in the journal; the same command on the same night 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from batchdet.analysis.alarms import require_quiet
@@ -143,7 +144,7 @@ class _Night:
             ("finish", lambda: self._finish(steps["begun"])),
             ("refilter", lambda: self._refilter(steps["finish"])),
             ("label", lambda: self._label_tonight(steps)),
-            ("audit", lambda: self._audit(steps["label"], steps["begun"]["last_run_id"])),
+            ("audit", lambda: self._audit(steps["label"], steps["begun"]["last_run_id"], steps["finish"])),
             ("changes", lambda: self._compare(steps)),
             ("retrain", lambda: self._retrain(steps)),
             ("relabel", lambda: self._relabel(steps)),
@@ -177,10 +178,16 @@ class _Night:
             return {"skipped": "labelling goes on in the next night"}
         ledger = Ledger(self.output)
         rows, job = ledger.complete_runs(), self.config.job
-        if not rows or rows[0].policy_digest == job.policy.digest:
+        begun = [plan for plan in ledger.open_runs() if (plan.header.derived or {}).get("by") == "refilter"]
+        if not rows or (rows[0].policy_digest == job.policy.digest and not begun):
             return {"skipped": "the policy is that of the last run"}
         if rows[0].model_digest != describe_model(job).digest:
             return {"skipped": "the model is another: all is labelled again"}
+        for plan in ledger.open_runs():
+            if plan.header.derived is not None:
+                continue  # refilter goes on with it, or gives it up
+            self.progress.log(f"run {plan.run_id} is of another model: closing it as partial")
+            ledger.close(ledger.closing_row(plan, "partial", 0.0))
         return _row(refilter(self.output, job.policy, self.progress.log))
 
     def _label_tonight(self, steps: Mapping[str, Any]) -> Document:
@@ -216,13 +223,15 @@ class _Night:
         left = max(job.limits.max_hours - spent / timedelta(hours=1), _NO_TIME_HOURS)
         return job.model_copy(update={"limits": job.limits.model_copy(update={"max_hours": left})})
 
-    def _audit(self, labelled: Mapping[str, Any], last_run_id: str | None) -> Document:
-        """Recount the runs of the step, and complete ones after `last_run_id` that a night which died made."""
+    def _audit(
+        self, labelled: Mapping[str, Any], last_run_id: str | None, finished: Mapping[str, Any] = MappingProxyType({})
+    ) -> Document:
+        """Recount the runs of the steps, and complete ones after `last_run_id` that a night which died made."""
         if "skipped" in labelled:
             return {"skipped": labelled["skipped"]}
         complete = [row.run_id for row in Ledger(self.output).complete_runs()]
         since = {run_id for run_id in complete if _is_after(run_id, last_run_id)}
-        for run_id in sorted(since.union(labelled["runs"]) - {labelled["run_id"]}):
+        for run_id in sorted(since.union(labelled["runs"], finished.get("runs", ())) - {labelled["run_id"]}):
             audit_run(self.output, run_id).require_passed()
         receipt = audit_run(self.output, labelled["run_id"])
         wrong = [check for check in receipt.checks if not check.passed]

@@ -12,20 +12,25 @@ from typing import Any
 import pytest
 
 from batchdet.compaction import compact, remove
-from batchdet.config import load_config
+from batchdet.config import PolicyConfig, load_config
 from batchdet.demo.shipped import shipped_model
 from batchdet.errors import BatchdetError, OutputHeldError, RunError
 from batchdet.labelling import Hardware, InlineRunner, RunContext
 from batchdet.nightly.job import NightlyConfig
 from batchdet.nightly.night import Places, run_night
+from batchdet.refiltering import refilter
 from batchdet.release import Release
 from batchdet.retraining import Retrained
 from batchdet.storage.filesystem import open_store
+from batchdet.storage.layout import is_kept
 from batchdet.storage.lease import held
+from batchdet.storage.ledger import Ledger
 from batchdet.training.job import RetrainConfig
 from batchdet.training.steps import StepLine
 from tests.contract.buckets import Bucket, MakeJob, fresh_scene, new_bucket, picture
 from tests.contract.conftest import Recorder
+from tests.histories import Fused
+from tests.histories import Killed as KilledWriting
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -211,6 +216,29 @@ def test_a_run_of_an_earlier_policy_is_finished_under_it_and_then_judged(nights:
     )
     assert len(nights.bucket.ask("SELECT DISTINCT labelled_at FROM all_images")) <= 8, "nothing was labelled twice"
     assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
+
+
+def test_a_refilter_that_died_between_two_models_is_ended(nights: Nights) -> None:
+    nights.spend()
+    promote_twin(nights.registry)
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    nights.spend(**{"job.plan.relabel_stale": False})
+    output = open_store(str(nights.bucket.output), {})
+    dying = Fused(output.uri, output.protocol, output.root, output.options, left=[6])
+    policy = PolicyConfig(score_threshold=0.9)
+    with pytest.raises(KilledWriting):
+        refilter(dying, policy, nights.recorder.log)
+    assert Ledger(output).complete_runs()[0].policy_digest == policy.digest, "the older model's run is there"
+    nights.spend(**{"job.plan.relabel_stale": False, "job.policy.score_threshold": 0.9})
+    assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
+
+
+def test_what_a_night_leaves_is_known_as_batchdets(nights: Nights) -> None:
+    nights.spend()
+    folder = nights.bucket.output
+    left = [path.relative_to(folder).as_posix() for path in (folder / "nights").rglob("*") if path.is_file()]
+    assert len(left) > 8
+    assert all(map(is_kept, left))
 
 
 def test_nights_are_compared_after_their_runs_were_compacted_away(nights: Nights) -> None:
