@@ -40,9 +40,14 @@ def sum_up(
     }
 
 
+def images_accepted(steps: Mapping[str, Any]) -> int:
+    """Images of complete runs of the night with an accepted detection, those of a run it only ended among them."""
+    return sum(int(steps.get(name, {}).get("images_accepted", 0)) for name in ("finish", "label"))
+
+
 def _since_retraining(steps: Mapping[str, Any], earlier: Mapping[str, Any] | None, now: datetime) -> Document:
     """When the last student was trained, or the first night was, and what was labelled since."""
-    accepted = steps.get("label", {}).get("images_accepted", 0)
+    accepted = images_accepted(steps)
     if "reference" in steps.get("retrain", {}) or earlier is None:
         is_first = earlier is None
         time = steps["begun"]["started_at"] if "begun" in steps else now.isoformat()
@@ -63,9 +68,10 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     steps = summary["steps"]
     if summary["error"]:
         yield summary["error"]
-    for name in ("refilter", "label", "relabel"):
+    for name in ("finish", "refilter", "label", "relabel"):
         run = steps.get(name, {})
-        if "run_id" in run:
+        # a run that is not ended is the outcome of both steps
+        if "run_id" in run and not (name == "label" and run == steps.get("finish")):
             yield (
                 f"{name}: run {run['run_id']} {run['status']}, {run['num_labelled']:,} labelled, {run['num_failed']:,} "
                 f"failed, {run['num_unchanged']:,} unchanged, {run['num_deleted']:,} deleted, "

@@ -15,7 +15,7 @@ from batchdet.analysis.changes import write_changes
 from batchdet.analysis.receipt import Receipt
 from batchdet.config import JobConfig, PolicyConfig
 from batchdet.errors import BatchdetError, GateError, OutputError, OutputHeldError, StorageError
-from batchdet.nightly.account import message, sum_up
+from batchdet.nightly.account import images_accepted, message, sum_up
 from batchdet.nightly.job import NightlyConfig, RetrainWhen
 from batchdet.nightly.journal import SUMMARY, Document, Journal
 from batchdet.notify import Message, tell, webhook_url
@@ -294,7 +294,7 @@ class _Night:
             return None
         since = earlier["since_retraining"]
         days = (datetime.fromisoformat(steps["begun"]["started_at"]) - datetime.fromisoformat(since["time"])).days
-        accepted = since["images_accepted"] + steps["label"]["images_accepted"]
+        accepted = since["images_accepted"] + images_accepted(steps)
         if when.every_days is not None and days >= when.every_days:
             return f"{days} days since the last"
         if when.after_accepted is not None and accepted >= when.after_accepted:

@@ -215,6 +215,7 @@ def test_a_run_of_an_earlier_policy_is_finished_under_it_and_then_judged(nights:
         0,
     )
     assert len(nights.bucket.ask("SELECT DISTINCT labelled_at FROM all_images")) <= 8, "nothing was labelled twice"
+    assert summary["since_retraining"]["images_accepted"] == steps["finish"]["images_accepted"] > 0
     assert not nights.bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
 
 
