@@ -63,7 +63,6 @@ def compact(output: Store, history: History, say: Say, file_bytes: int = FILE_BY
     """
     ledger = Ledger(output)
     require_none_open(ledger)
-    _require_none_stopped(ledger)
     rows = ledger.complete_runs()[::-1]
     if not rows:
         raise OutputError(f"{output.uri}: no complete run here; is this the --output of a `batchdet label`?")
@@ -82,20 +81,6 @@ def remove(output: Store, superseded: Sequence[str], grace: timedelta) -> Remova
     now = datetime.now(UTC)
     retire(output, superseded, now)
     return sweep(output, now, grace)
-
-
-def _require_none_stopped(ledger: Ledger) -> None:
-    """Refuse while a run waits to be gone on with: it is only as long as no newer one is there.
-
-    Raises:
-        OutputError
-    """
-    stopped = ledger.stopped_run()
-    if stopped is not None and stopped.header.derived is None and (done := len(ledger.committed(stopped.run_id))):
-        raise OutputError(
-            f"run {stopped.run_id} of {ledger.output.uri} is stopped with {done} of {stopped.num_shards} shards "
-            "committed, which a newer run would give up; finish it with `batchdet label`, or give it up with --new-run"
-        )
 
 
 def _compact_current(ledger: Ledger, rows: Sequence[RunRow], file_bytes: int, say: Say) -> Compaction:

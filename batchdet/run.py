@@ -265,7 +265,7 @@ def _resumable(
     if newest is not None and manner.open_run == "resume":
         _require_same_job(newest, job, model)
     candidate = newest or ledger.stopped_run()
-    return candidate if candidate is not None and _other_job(candidate, job, model) is None else None
+    return candidate if candidate is not None and other_job(candidate, job, model) is None else None
 
 
 def _tell_differences(job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], progress: Progress) -> None:
@@ -327,15 +327,21 @@ def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence
 
 def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
     """A run is finished with what it was begun with, or its rows would not be of one kind."""
-    difference = _other_job(plan, job, model)
+    difference = other_job(plan, job, model)
     if difference is not None:
         raise ConfigError(
             f"{difference}; finish it with the job it was begun with, or close it as partial with --new-run"
         )
 
 
-def _other_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> str | None:
-    """How this job would make other rows than the run it was begun with; None where it would not."""
+def other_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> str | None:
+    """How this job would make other rows than the run was begun to make; None where it would not.
+
+    Args:
+        plan: of the run.
+        job: to go on with.
+        model: the job's.
+    """
     begun, given = json.loads(plan.header.config), job.model_dump(mode="json")
     same = {
         "source": (plan.header.source, job.source),

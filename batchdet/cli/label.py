@@ -30,6 +30,9 @@ SUMMARY = (
     "images_per_second",
 )
 
+TELLING_IMAGES = 1000
+"""Images of a run whose pace tells something of the next."""
+
 JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job; flags override its fields.")]
 Source = Annotated[str | None, typer.Option(metavar="URI", help="Prefix, glob or manifest of images.")]
 Output = Annotated[str | None, typer.Option(metavar="URI", help="Folder for the Parquet tables.")]
@@ -173,6 +176,9 @@ def _job(job_file: str | None, flags: dict[str, Any], policy: str | None, settin
 
 
 def _last_pace(job: JobConfig) -> float | None:
-    """Images per second of the newest complete run that labelled any."""
+    """Images per second of the newest complete run that labelled enough to tell, or else of the largest."""
     rows = Ledger(open_store(job.output, job.storage.output)).complete_runs()
-    return next((row.images_per_second for row in rows if row.images_per_second > 0), None)
+    timed = [(row.num_labelled + row.num_failed, row.images_per_second) for row in rows if row.images_per_second > 0]
+    large = [timing for timing in timed if timing[0] >= TELLING_IMAGES]
+    telling = large or sorted(timed, reverse=True)
+    return telling[0][1] if telling else None

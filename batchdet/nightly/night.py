@@ -23,11 +23,11 @@ from batchdet.progress import Progress
 from batchdet.records import RunRow
 from batchdet.refiltering import refilter
 from batchdet.retraining import Retrained
-from batchdet.run import Manner, Runner, describe_model, label_bucket
+from batchdet.run import Manner, Runner, describe_model, label_bucket, other_job
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.lease import Terms, held
 from batchdet.storage.ledger import Ledger
-from batchdet.storage.plan import read_plan
+from batchdet.storage.plan import derivation_of, read_plan
 from batchdet.training.job import RetrainConfig
 
 CHANGES = "changes"
@@ -166,10 +166,12 @@ class _Night:
         going = [plan for plan in (*ledger.open_runs()[:1], ledger.stopped_run()) if plan and not plan.header.derived]
         if not going or going[0].header.policy_digest == job.policy.digest:
             return {"skipped": "no run of another policy goes on"}
-        if going[0].header.model.digest != describe_model(job).digest:
-            return {"skipped": "the model is another: all is labelled again"}
         policy = PolicyConfig.model_validate_json(going[0].header.policy)
-        row = self._label_once(self._job_in_time(begun).model_copy(update={"policy": policy}))
+        then = self._job_in_time(begun).model_copy(update={"policy": policy})
+        difference = other_job(going[0], then, describe_model(job))
+        if difference is not None:
+            return {"skipped": f"it is given up: {difference}"}
+        row = self._label_once(then)
         return self._labelled([row])
 
     def _refilter(self, finished: Mapping[str, Any]) -> Document:
@@ -179,8 +181,10 @@ class _Night:
         ledger = Ledger(self.output)
         rows, job = ledger.complete_runs(), self.config.job
         begun = [plan for plan in ledger.open_runs() if (plan.header.derived or {}).get("by") == "refilter"]
-        if not rows or (rows[0].policy_digest == job.policy.digest and not begun):
-            return {"skipped": "the policy is that of the last run"}
+        if not begun and not _is_judged_otherwise(rows, job.policy.digest):
+            return {"skipped": "all is judged by this policy"}
+        if ledger.stopped_run() is not None:
+            return {"skipped": "a run that was stopped is given up first"}
         if rows[0].model_digest != describe_model(job).digest:
             return {"skipped": "the model is another: all is labelled again"}
         for plan in ledger.open_runs():
@@ -306,6 +310,16 @@ class _Night:
         if when is None or not when.relabel or not steps["retrain"].get("promoted"):
             return {"skipped": "no model was promoted"}
         return self._label(steps["begun"], steps["label"]["run_id"])
+
+
+def _is_judged_otherwise(rows: Sequence[RunRow], policy_digest: str) -> bool:
+    """Whether a run since the last refilter by this policy, that one's sources left out, has another policy."""
+    for row in rows:
+        if row.policy_digest != policy_digest:
+            return True
+        if (derivation_of(row.config) or {}).get("by") == "refilter":
+            return False
+    return False
 
 
 def _require_promoted(steps: Mapping[str, Any]) -> None:
