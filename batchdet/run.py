@@ -287,7 +287,7 @@ def _comparison(
     if model is None:
         return Comparison(covers=is_covered)
     same = [row for row in rows if row.model_digest == model.digest and _same_settings(row, job)]
-    copied = [row.run_id for row in same if row.policy_digest == job.policy.digest]
+    copied = [row.run_id for row in same]
     return Comparison(
         same_model=frozenset(row.run_id for row in same),
         covers=is_covered,

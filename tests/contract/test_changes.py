@@ -53,6 +53,22 @@ def test_bytes_that_come_back_are_known_again(bucket: Bucket) -> None:
     assert bucket.current()[gone.name] == "labelled"
 
 
+def test_bytes_that_come_back_under_another_policy_are_only_judged_again(bucket: Bucket) -> None:
+    bucket.night()
+    gone = {path: path.read_bytes() for path in (picture(bucket, number) for number in range(3))}
+    for path in gone:
+        path.unlink()
+    bucket.night()
+    for path, data in gone.items():
+        path.write_bytes(data)
+    night = bucket.night(**{"policy.score_threshold": 0.9})
+    assert (night.classes, night.copied, night.detected) == ({"new": 3, "unchanged": 5}, 3, 0)
+    rows = bucket.ask(f"SELECT score, accepted FROM all_detections WHERE run_id = '{night.row.run_id}'")
+    assert any(0.5 <= row["score"] < 0.9 for row in rows)
+    assert all(row["accepted"] == (row["score"] >= 0.9) for row in rows)
+    assert night.row.num_detections == sum(row["accepted"] for row in rows) > 0
+
+
 def test_copies_whose_source_is_gone_are_labelled_anew(bucket: Bucket) -> None:
     first = bucket.night()
     picture(bucket, 0).rename(bucket.folder / "moved.jpg")
