@@ -177,7 +177,9 @@ class _Night:
             return {"skipped": "labelling goes on in the next night"}
         ledger = Ledger(self.output)
         rows, job = ledger.complete_runs(), self.config.job
-        if not rows or rows[0].policy_digest == job.policy.digest:
+        if not rows:
+            return {"skipped": "no run yet"}
+        if rows[0].policy_digest == job.policy.digest:
             return {"skipped": "the policy is that of the last run"}
         if rows[0].model_digest != describe_model(job).digest:
             return {"skipped": "the model is another: all is labelled again"}
