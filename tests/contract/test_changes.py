@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from batchdet.errors import SourceError
+from batchdet.errors import RunError, SourceError
 from batchdet.labelling import Hardware, InlineRunner, RunContext
-from batchdet.run import plan_bucket
+from batchdet.run import Manner, label_bucket, plan_bucket
 from tests.contract.buckets import Bucket, MakeJob, fresh_scene, new_bucket, picture
 from tests.contract.conftest import Recorder
 
@@ -151,3 +151,19 @@ def test_a_stopped_run_of_another_job_is_left_behind(bucket: Bucket) -> None:
     night = bucket.night(**{"policy.score_threshold": 0.7})
     assert night.row.run_id != stopped.row.run_id
     assert night.classes == {"new": 8}
+
+
+def test_what_a_run_left_behind_had_labelled_is_copied(bucket: Bucket) -> None:
+    class Dies(InlineRunner):
+        def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+            super().run(context, list(shard_ids)[:1], progress)
+            raise RunError("the cluster was lost")
+
+    for fields in ({}, {"policy.score_threshold": 0.6}):
+        with pytest.raises(RunError):
+            label_bucket(bucket.job(**fields), Dies(Hardware("cpu", 1)), Recorder(), Manner("resume_own"))
+    recorder = Recorder()
+    other = bucket.job(**{"policy.score_threshold": 0.9})
+    row = label_bucket(other, InlineRunner(Hardware("cpu", 1)), recorder, Manner("resume_own"))
+    assert (row.num_labelled, sum(report.num_copied for report in recorder.reports)) == (8, 3)
+    assert not bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")
