@@ -101,6 +101,7 @@ def _retrained(made: Mapping[str, Any]) -> Iterator[str]:
 _SCORES = ("teacher_map", "student_map")
 
 _TOLD: Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+    "finish": _run,
     "refilter": _run,
     "label": _run,
     "audit": _receipt,
