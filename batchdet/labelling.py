@@ -15,9 +15,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from batchdet.config import ClusterConfig, JobConfig, ModelConfig
+from batchdet.engine.acceptance import Candidates, bind
 from batchdet.engine.backends.choice import OWN, engine_of
 from batchdet.engine.checkpoint import load_detector
 from batchdet.engine.detector import Detector
@@ -27,7 +29,16 @@ from batchdet.errors import ConfigError, InterruptedRunError, ModelError, Storag
 from batchdet.profiling import write_trace
 from batchdet.progress import Progress
 from batchdet.reading import WINDOW_BYTES, BlockSource, ThreadBlocks
-from batchdet.records import CopiedImage, FailedImage, ImageOutcome, ImageRef, ModelFiles, PreparedBlock, ShardReport
+from batchdet.records import (
+    CopiedImage,
+    FailedImage,
+    ImageOutcome,
+    ImageRef,
+    LabelledImage,
+    ModelFiles,
+    PreparedBlock,
+    ShardReport,
+)
 from batchdet.storage.begun import read_backend, settle_backend
 from batchdet.storage.copies import read_copies
 from batchdet.storage.filesystem import open_store
@@ -129,7 +140,9 @@ class ShardLabeller:
         self._detector = self._detecting.submit(self._load, files, hardware).result()
         self._safe = SafeBatches()
         self._detected_ns: int | None = None
-        self._postfilter = PostFilter(job.policy, self._detector.info.categories, job.model.score_floor)
+        categories = self._detector.info.categories
+        self._postfilter = PostFilter(job.policy, categories, job.model.score_floor)
+        self._acceptance = bind(job.policy, categories, job.model.score_floor)
 
     @property
     def backend(self) -> str:
@@ -174,13 +187,20 @@ class ShardLabeller:
         """The outcomes, where bytes were labelled before with the labels of then."""
         copies = [image for image in detected if isinstance(image, CopiedImage)]
         found = read_copies(self._output, copies, self._context.job.model.score_floor) if copies else {}
-        yield from found.values()
+        yield from map(self._judged, found.values())
         # their twins are gone since the plan was made
         lost = [replace(image.ref, twins=()) for image in copies if image.ref.uri not in found]
         again = self.detect(lost, timeline) if lost else []
         for image in (*detected, *again):
             if not isinstance(image, CopiedImage):
                 yield image
+
+    def _judged(self, image: LabelledImage) -> LabelledImage:
+        """A copy by this run's policy, whichever it was labelled under."""
+        alone = np.zeros(len(image.scores), np.int64)
+        accepted, over = self._acceptance.judge(Candidates(image.boxes, image.scores, image.labels, alone, 1))
+        # The flag of then says the model's cap or that policy's, so it stays.
+        return replace(image, accepted=accepted, hit_detection_cap=image.hit_detection_cap or bool(over[0]))
 
     def _write_trace(self, shard_id: int, timeline: Timeline) -> None:
         """Keep a profiled shard's time line; the shard is committed, with or without it."""

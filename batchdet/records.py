@@ -46,7 +46,7 @@ class ImageRef:
         size_bytes: size as listed; None where a manifest does not say.
         last_modified: timezone-aware UTC; None where unknown.
         failed_runs: runs before this one, in a row, in which these bytes failed.
-        twins: images that the same model labelled under the same policy and that may hold the same bytes.
+        twins: images that the same model labelled, under any policy, and that may hold the same bytes.
     """
 
     uri: str

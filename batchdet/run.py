@@ -192,7 +192,8 @@ def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
     with _output_errors(job):
         ledger = Ledger(open_store(job.output, job.storage.output))
         rows = ledger.complete_runs()
-    comparison = _comparison(job, _model_to_compare(job, progress), rows, ledger) if rows else Comparison()
+    labelled = [_Labelled.of_row(row) for row in rows]
+    comparison = _comparison(job, _model_to_compare(job, progress), labelled, ledger) if rows else Comparison()
     counts, num_known = count_plan(_listing(job, progress), _known(ledger, rows), job.plan, comparison)
     refuse_vanishing(counts, num_known, job.plan, job.source)
     return counts
@@ -235,8 +236,8 @@ def _output_errors(job: JobConfig) -> Iterator[None]:
 def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, manner: Manner) -> RunPlan:
     """The run this job goes on with, or a new one; open runs left behind are closed as partial."""
     model = describe_model(job)
-    rows = ledger.complete_runs()
-    open_runs = ledger.open_runs()
+    closed, open_runs = ledger.run_rows(), ledger.open_runs()
+    rows = [row for row in closed if row.status == "complete"]
     last = rows[0].run_id if rows else ""
     current = _resumable(job, model, ledger, [plan for plan in open_runs if plan.run_id > last], manner)
     if current is not None:
@@ -245,7 +246,8 @@ def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, manner: Manner
         _tell_differences(job, model, rows, progress)
         header = _new_header(job, ledger, model, rows)
         listed = _listing(job, progress) if manner.listing is None else manner.listing
-        comparison = _comparison(job, model, rows, ledger, is_whole=manner.listing is None)
+        labelled = [*map(_Labelled.of_row, closed), *map(_Labelled.of_plan, open_runs)]
+        comparison = _comparison(job, model, labelled, ledger, is_whole=manner.listing is None)
         current = make_plan(ledger.output, header, listed, _known(ledger, rows), job.plan, comparison)
     for plan in open_runs:
         if plan.run_id != current.run_id:
@@ -279,25 +281,41 @@ def _tell_differences(job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], 
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """A run that committed labels, whether it came to its end or was left behind."""
+
+    run_id: str
+    model_digest: str
+    config: str
+
+    @classmethod
+    def of_row(cls, row: RunRow) -> "_Labelled":
+        return cls(row.run_id, row.model_digest, row.config)
+
+    @classmethod
+    def of_plan(cls, plan: RunPlan) -> "_Labelled":
+        return cls(plan.run_id, plan.header.model.digest, plan.header.config)
+
+
 def _comparison(
-    job: JobConfig, model: ModelInfo | None, rows: Sequence[RunRow], ledger: Ledger, *, is_whole: bool = True
+    job: JobConfig, model: ModelInfo | None, runs: Sequence[_Labelled], ledger: Ledger, *, is_whole: bool = True
 ) -> Comparison:
-    """How the images of complete runs stand to a run of this job; of a partial listing nothing is taken for deleted."""
+    """How the images of runs stand to a run of this job; of a partial listing nothing is taken for deleted."""
     is_covered = covers(job.source, job.storage.source, job.plan.extensions) if is_whole else None
     if model is None:
         return Comparison(covers=is_covered)
-    same = [row for row in rows if row.model_digest == model.digest and _same_settings(row, job)]
-    copied = [row.run_id for row in same if row.policy_digest == job.policy.digest]
+    same = [run.run_id for run in runs if run.model_digest == model.digest and _same_settings(run, job)]
     return Comparison(
-        same_model=frozenset(row.run_id for row in same),
+        same_model=frozenset(same),
         covers=is_covered,
-        labelled_bytes=partial(ledger.labelled_bytes, copied) if copied else None,
+        labelled_bytes=partial(ledger.labelled_bytes, same) if same else None,
     )
 
 
-def _same_settings(row: RunRow, job: JobConfig) -> bool:
+def _same_settings(run: _Labelled, job: JobConfig) -> bool:
     """Whether a run's labels hold what this job's settings would give; a lower floor's hold those of a higher one."""
-    then, now = json.loads(row.config), job.model_dump(mode="json")
+    then, now = json.loads(run.config), job.model_dump(mode="json")
     return _recorded(then, "model.score_floor", 1.0) <= job.model.score_floor and all(
         _recorded(then, field, usual) == value_at(now, field) for field, usual in EXACT_SETTINGS.items()
     )

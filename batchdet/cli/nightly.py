@@ -1,8 +1,9 @@
 """Door to a night. Knows flags, not how a night goes."""
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +35,6 @@ def nightly(
 
     config = load_nightly(nightly_file, read_settings(settings))
     from batchdet.cli.retrain import build_place
-    from batchdet.nightly.account import lines
     from batchdet.nightly.night import Places, run_night
     from batchdet.retraining import retrain
 
@@ -46,11 +46,15 @@ def nightly(
     if as_json:
         print_json(summary)
     else:
-        steps = ((step, _outcome(found)) for step, found in summary["steps"].items() if step != "begun")
-        print_table(("night", name), [*steps, *(("", line) for line in lines(summary))])
+        print_table(("night", name), _outcomes(summary["steps"]))
     if summary["exit_code"]:
         raise NightError(f"night {name}: {summary['error']}", summary["exit_code"])
 
 
-def _outcome(found: dict[str, object]) -> str:
-    return f"skipped: {found['skipped']}" if "skipped" in found else "done"
+def _outcomes(steps: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What came of each step; the error that ended the night is said by who raises it."""
+    from batchdet.nightly.account import findings
+
+    skipped = [(step, f"skipped: {found['skipped']}") for step, found in steps.items() if "skipped" in found]
+    order = list(steps)
+    return sorted([*skipped, *findings(steps)], key=lambda row: order.index(row[0]))

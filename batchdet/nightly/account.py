@@ -1,7 +1,7 @@
 """A night's steps summed up, for the journal and for people. Knows no storage."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -65,23 +65,56 @@ def message(summary: Mapping[str, Any]) -> Message:
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """A few facts of a night, a line each."""
-    steps = summary["steps"]
     if summary["error"]:
         yield summary["error"]
-    for name in ("finish", "refilter", "label", "relabel"):
-        run = steps.get(name, {})
-        # a run that is not ended is the outcome of both steps
-        if "run_id" in run and not (name == "label" and run == steps.get("finish")):
-            yield (
-                f"{name}: run {run['run_id']} {run['status']}, {run['num_labelled']:,} labelled, {run['num_failed']:,} "
-                f"failed, {run['num_unchanged']:,} unchanged, {run['num_deleted']:,} deleted, "
-                f"{run['num_detections']:,} detections"
-            )
-    for alarm in steps.get("changes", {}).get("alarms") or ():
+    for step, found in findings(summary["steps"]):
+        yield f"{step}: {found}"
+
+
+def findings(steps: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What came of the steps that were not skipped, as (step, sentence); a step may have several."""
+    for step, found in steps.items():
+        # a run that is not ended is the outcome of two steps
+        is_told = step == "label" and found == steps.get("finish")
+        if step in _TOLD and "skipped" not in found and not is_told:
+            yield from ((step, sentence) for sentence in _TOLD[step](found))
+
+
+def _run(run: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"run {run['run_id']} {run['status']}, {run['num_labelled']:,} labelled, {run['num_failed']:,} failed, "
+        f"{run['num_unchanged']:,} unchanged, {run['num_deleted']:,} deleted, {run['num_detections']:,} detections"
+    )
+
+
+def _receipt(receipt: Mapping[str, Any]) -> Iterator[str]:
+    yield f"run {receipt['run_id']} passed" if receipt["passed"] else "; ".join(receipt["wrong"].values())
+
+
+def _changes(changes: Mapping[str, Any]) -> Iterator[str]:
+    images, boxes = changes["images"], changes["changes"]
+    seen = f"{images['new']:,} new, {images['relabelled']:,} labelled again, {images['deleted']:,} deleted"
+    told = (f"{boxes[name]:,} {name}" for name in ("added", "removed", "moved", "rescored", "reclassed"))
+    yield f"images: {seen}; boxes: {', '.join(told)}"
+    for alarm in changes["alarms"] or ():
         yield f"alarm: {alarm['sentence']}"
-    made = steps.get("retrain", {})
-    if "reference" in made:
-        scores = [made[name] for name in ("teacher_map", "student_map")]
-        before, after = ("unmeasured" if score is None else f"{score:.3f}" for score in scores)
-        live = "live" if made["promoted"] else "not promoted"
-        yield f"retrained {made['reference']}: mAP {before} -> {after}, {live}"
+
+
+def _retrained(made: Mapping[str, Any]) -> Iterator[str]:
+    before, after = ("unmeasured" if made[name] is None else f"{made[name]:.3f}" for name in _SCORES)
+    yield f"{made['reference']}: mAP {before} -> {after}, {'live' if made['promoted'] else 'not promoted'}"
+
+
+_SCORES = ("teacher_map", "student_map")
+
+_TOLD: Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+    "finish": _run,
+    "refilter": _run,
+    "label": _run,
+    "audit": _receipt,
+    "changes": _changes,
+    "retrain": _retrained,
+    "relabel": _run,
+    "relabel_audit": _receipt,
+}
+"""How each step is told."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from batchdet.errors import SourceError
+from batchdet.errors import RunError, SourceError
 from batchdet.labelling import Hardware, InlineRunner, RunContext
-from batchdet.run import plan_bucket
+from batchdet.run import Manner, label_bucket, plan_bucket
 from tests.contract.buckets import Bucket, MakeJob, fresh_scene, new_bucket, picture
 from tests.contract.conftest import Recorder
 
@@ -51,6 +51,22 @@ def test_bytes_that_come_back_are_known_again(bucket: Bucket) -> None:
     night = bucket.night()
     assert (night.classes, night.copied, night.detected) == ({"new": 1, "unchanged": 7}, 1, 0)
     assert bucket.current()[gone.name] == "labelled"
+
+
+def test_bytes_that_come_back_under_another_policy_are_only_judged_again(bucket: Bucket) -> None:
+    bucket.night()
+    gone = {path: path.read_bytes() for path in (picture(bucket, number) for number in range(3))}
+    for path in gone:
+        path.unlink()
+    bucket.night()
+    for path, data in gone.items():
+        path.write_bytes(data)
+    night = bucket.night(**{"policy.score_threshold": 0.9})
+    assert (night.classes, night.copied, night.detected) == ({"new": 3, "unchanged": 5}, 3, 0)
+    rows = bucket.ask(f"SELECT score, accepted FROM all_detections WHERE run_id = '{night.row.run_id}'")
+    assert any(0.5 <= row["score"] < 0.9 for row in rows)
+    assert all(row["accepted"] == (row["score"] >= 0.9) for row in rows)
+    assert night.row.num_detections == sum(row["accepted"] for row in rows) > 0
 
 
 def test_copies_whose_source_is_gone_are_labelled_anew(bucket: Bucket) -> None:
@@ -147,3 +163,19 @@ def test_copies_of_a_run_with_a_lower_floor_hold_what_this_floor_stores(bucket: 
     assert night.copied == 8
     low = f"SELECT count(*) AS low FROM all_detections WHERE score < 0.3 AND run_id = '{night.row.run_id}'"
     assert bucket.ask(low)[0]["low"] == 0
+
+
+def test_what_a_run_left_behind_had_labelled_is_copied(bucket: Bucket) -> None:
+    class Dies(InlineRunner):
+        def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+            super().run(context, list(shard_ids)[:1], progress)
+            raise RunError("the cluster was lost")
+
+    for fields in ({}, {"policy.score_threshold": 0.6}):
+        with pytest.raises(RunError):
+            label_bucket(bucket.job(**fields), Dies(Hardware("cpu", 1)), Recorder(), Manner("resume_own"))
+    recorder = Recorder()
+    other = bucket.job(**{"policy.score_threshold": 0.9})
+    row = label_bucket(other, InlineRunner(Hardware("cpu", 1)), recorder, Manner("resume_own"))
+    assert (row.num_labelled, sum(report.num_copied for report in recorder.reports)) == (8, 3)
+    assert not bucket.ask("SELECT * FROM current_detections WHERE score < 0.9")

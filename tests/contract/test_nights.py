@@ -16,6 +16,7 @@ from batchdet.config import PolicyConfig, load_config
 from batchdet.demo.shipped import shipped_model
 from batchdet.errors import BatchdetError, OutputHeldError, RunError
 from batchdet.labelling import Hardware, InlineRunner, RunContext
+from batchdet.nightly.account import findings, lines
 from batchdet.nightly.job import NightlyConfig
 from batchdet.nightly.night import Places, run_night
 from batchdet.refiltering import refilter
@@ -108,6 +109,7 @@ def test_nights_follow_each_other(nights: Nights) -> None:
     first = nights.spend()
     assert (first["exit_code"], first["steps"]["label"]["classes"]["num_new"]) == (0, 8)
     assert first["steps"]["audit"]["passed"]
+    assert [step for step, _ in findings(first["steps"])] == ["label", "audit", "changes"]
     assert first["steps"]["retrain"] == {"skipped": "not asked for"}
     picture(nights.bucket, 0).unlink()
     (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
@@ -294,6 +296,7 @@ def test_an_alarm_is_told_and_nothing_is_learned_from_that_night(nights: Nights,
     assert summary["exit_code"] == 3
     assert summary["steps"]["changes"]["alarms"][0]["name"] == "max_deleted_fraction"
     assert not nights.trained
+    assert any(line.startswith("changes: alarm: ") for line in lines(summary))
 
 
 def test_a_student_is_trained_when_due_and_what_it_makes_stale_is_labelled_again(

@@ -22,10 +22,12 @@ class Head:
     Attributes:
         dashboard: where jobs are submitted.
         env: with which it is reached.
+        command: its processes, and those of its workers; drivers of submitted jobs are not among them.
     """
 
     dashboard: str
     env: dict[str, str]
+    command: Command
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def running_head(folder: Path) -> Iterator[Head]:
         command = Command(process, folder)
         try:
             assert command.until(lambda: _answers(dashboard))
-            yield Head(f"http://127.0.0.1:{dashboard}", env)
+            yield Head(f"http://127.0.0.1:{dashboard}", env, command)
         finally:
             for one in command.alive():
                 one.kill()

@@ -50,11 +50,13 @@ esac
         (folder / "ray").write_text(self.SCRIPT)
         (folder / "ray").chmod(0o755)
 
-    def submit(self, *states: str) -> "subprocess.CompletedProcess[str]":
+    def submit(self, *states: str, **more: str) -> "subprocess.CompletedProcess[str]":
         (self.folder / "states").write_text("".join(f"{state}\n" for state in states))
         env = {"PATH": f"{self.folder}:{os.environ['PATH']}", "FAKE": str(self.folder)}
         given = {"NIGHT": "20261121", "POLL_SECONDS": "0"}
-        return subprocess.run(["sh", SUBMIT, "label"], env=env | given, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            ["sh", SUBMIT, "label"], env=env | given | more, capture_output=True, text=True, timeout=60
+        )
 
     def calls(self, verb: str) -> list[str]:
         return [line for line in (self.folder / "calls").read_text().splitlines() if line.startswith(f"job {verb}")]
@@ -81,6 +83,16 @@ def test_a_submission_ends_as_its_job(states: list[str], code: int, submitted: b
     )
     assert ray.calls("submit") == [wanted] * submitted
     assert set(ray.calls("logs")) == {f"job logs --follow {ID}"}
+
+
+@pytest.mark.parametrize(("given", "night"), [("20261120", "2026-11-20"), ("2026-11-20", "2026-11-20"), ("x", "x")])
+def test_a_night_begun_again_on_another_day_is_the_same_night(given: str, night: str, tmp_path: Path) -> None:
+    ray = Ray(tmp_path / "ray")
+    assert ray.submit("unknown", "succeeded", DOOR="nightly", NIGHT=given, ATTEMPT="2").returncode == 0
+    (call,) = ray.calls("submit")
+    assert call.endswith(
+        f"-{given}-2 -- python /home/batchdet/jobs/nightly.py /etc/batchdet/label.yaml --night {night}"
+    )
 
 
 @pytest.fixture
