@@ -144,12 +144,12 @@ def test_query(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     statement = "SELECT image_uri, num_detections n, labelled_at FROM current_images ORDER BY 1"
     assert main(["query", str(output), statement, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
-        {"image_uri": "s3://b/a", "n": 2, "labelled_at": "2026-03-01T12:00:00+00:00"},
-        {"image_uri": "s3://b/b", "n": None, "labelled_at": "2026-03-01T12:00:00+00:00"},
-        {"image_uri": "s3://b/c\td", "n": 0, "labelled_at": "2026-03-01T12:00:00+00:00"},
+        {"image_uri": "s3://b/a", "n": 2, "labelled_at": "2026-03-02T12:00:00+00:00"},
+        {"image_uri": "s3://b/b", "n": None, "labelled_at": "2026-03-02T12:00:00+00:00"},
+        {"image_uri": "s3://b/c\td", "n": 0, "labelled_at": "2026-03-02T12:00:00+00:00"},
     ]
     assert main(["query", str(output), statement]) == 0
-    assert capsys.readouterr().out.splitlines()[3] == "s3://b/c\\td\t0\t2026-03-01 12:00:00+00:00"
+    assert capsys.readouterr().out.splitlines()[3] == "s3://b/c\\td\t0\t2026-03-02 12:00:00+00:00"
     assert main(["query", str(output), "SELECT 1 a WHERE false", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     assert main(["query", str(output), "SELECT 'nan'::double a, [1.5, NULL] b", "--json"]) == 0
