@@ -57,8 +57,10 @@ def night(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("night")
     agent = f"{cluster.address.partition(':')[0]}:{cluster.head_node.metrics_export_port}"
     (folder / "pictures").mkdir()
-    for drawn in (*draw_scenes(seed=5, count=30), *draw_broken(seed=5)):
-        (folder / "pictures" / drawn.name).write_bytes(drawn.data)
+    # Enough for a labeller to live through several exports: a rate over its series needs two.
+    for copy in range(8):
+        for drawn in (*draw_scenes(seed=5, count=30), *draw_broken(seed=5)):
+            (folder / "pictures" / f"{copy}-{drawn.name}").write_bytes(drawn.data)
     watched = prometheus(folder / "monitoring", agent) if shutil.which("prometheus") else nullcontext()
     with watched as server:
         row, err = _label(cluster, folder)
