@@ -255,7 +255,7 @@ def _labelled(output: Store, places: "pa.Array[Any]", gold: Gold, progress: Prog
     other = place[((stated > 0) & (stated != sizes)).any(axis=1)]
     if len(other):
         progress.log(
-            f"{len(other)} images are not of the size that the gold set states, such as {gold.names[other[0]]}: "
+            f"{len(other)} images are not of the size that the gold set states, such as {gold.names[other.min()]}: "
             "are its boxes drawn on images turned otherwise?"
         )
     return labelled

@@ -163,6 +163,8 @@ def _file_access(output: Store) -> dict[str, str]:
         return {}
     access = s3_access(output.fs, output.path(""))
     found = {
+        # Arrow's own client sends what Ceph's gateway refuses: parts without a length
+        "py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO",
         "s3.endpoint": access.endpoint,
         "s3.region": access.region,
         "s3.force-virtual-addressing": str(access.is_virtual_host).lower(),
