@@ -48,15 +48,19 @@ def publish_delta(output: Store, wanted: WantedTable) -> Publication:
     """
     require_delta(output)
     from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
 
     uri, options = output.child_uri(wanted.name), _options(output)
     if output.is_local:
         uri = output.path(wanted.name)
     with mapped_errors(output.child_uri(wanted.name)):
-        if not DeltaTable.is_deltatable(uri, options):
+        try:
+            # not is_deltatable: it keeps every other thread waiting, the lease's among them
+            table = DeltaTable(uri, storage_options=options)
+        except TableNotFoundError:
             _create(uri, options, wanted, _added(output, wanted, wanted.files))
             return Publication(wanted.name, "0", len(wanted.files), 0)
-        return _update(output, DeltaTable(uri, storage_options=options), wanted)
+        return _update(output, table, wanted)
 
 
 def _update(output: Store, table: "DeltaTable", wanted: WantedTable) -> Publication:
