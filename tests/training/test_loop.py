@@ -149,7 +149,11 @@ def test_bf16_trains_and_stays_near() -> None:
     losses = []
     for precision in ("fp32", "bf16"):
         config = job(network__precision=precision)
-        losses.append(next(run(trainer_of(config), config)).loss)
+        student = demo_student(config)
+        # The checkpoint's own size: oneDNN's bf16 gradient of a depthwise convolution over a map of one cell,
+        # which smaller pictures have, is now and then not finite.
+        student.model.transform.fixed_size = (320, 320)
+        losses.append(next(run(trainer_of(config, student), config)).loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[0] != losses[1]
 
