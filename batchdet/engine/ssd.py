@@ -96,7 +96,7 @@ class SSDFamily:
 class _Network(nn.Module):
     """Backbone and heads of a torchvision SSD as a function of the pixels alone.
 
-    [B, 3, H, W] to offsets [B, A, 4], logits [B, A, C], and of each feature map one channel of one image [1, 1, h, w],
+    [B, 3, H, W] to offsets [B, A, 4], logits [B, A, C], and one channel of each feature map [B, 1, h, w],
     whose shape says where its default boxes lie.
     """
 
@@ -108,7 +108,7 @@ class _Network(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         features = list(self.backbone(pixels).values())
         outputs = self.head(features)
-        return outputs["bbox_regression"], outputs["cls_logits"], *(level[:1, :1] for level in features)
+        return outputs["bbox_regression"], outputs["cls_logits"], *(level[:, :1] for level in features)
 
 
 def run_network(model: Any, networks: Networks, batch: Batch) -> HeadOutputs:

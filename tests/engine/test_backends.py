@@ -133,6 +133,23 @@ def test_an_rcnn_is_detected_in_both_halves(backend: BackendName, graphs: Path) 
     assert found.image_index.bincount().min() > 10
 
 
+def test_neighbours_change_no_bit_of_an_image_where_openvino_knows_the_size(graphs: Path) -> None:
+    require("openvino")
+    network = load(SSDLITE, seeded_model(SSDLITE), "openvino", graphs).networks["network"]
+    pixels = torch.rand(5, 3, 320, 320, generator=torch.Generator().manual_seed(1))
+    together = [output.clone() for output in network(pixels)]
+    # Fewer than before, then as many again: what is held from call to call must not show.
+    for batch in (pixels[3:], pixels.flip(0)):
+        alone = [
+            torch.cat(outputs)
+            for outputs in zip(*([o.clone() for o in network(one[None])] for one in batch), strict=True)
+        ]
+        for output, single in zip(network(batch), alone, strict=True):
+            assert torch.equal(output, single)
+    for output, first in zip(network(pixels), together, strict=True):
+        assert output.shape[0] == 5 and torch.equal(output, first)
+
+
 def test_a_named_backend_with_other_numbers_runs_and_says_so(graphs: Path, caplog: pytest.LogCaptureFixture) -> None:
     require("openvino")
     choice = load(SSDLITE, seeded_model(SSDLITE), "openvino", graphs / SSDLITE)

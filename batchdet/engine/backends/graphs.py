@@ -13,7 +13,7 @@ from filelock import FileLock
 from batchdet.engine.backends.backend import BackendError
 from batchdet.engine.parts import Part
 
-FORMAT = 1
+FORMAT = 2
 """Of the kept graphs; another one whenever a part's module or an exporter's settings change."""
 DIGEST = "sha256"
 """File with the digest of the others; written last."""

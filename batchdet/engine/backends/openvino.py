@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 import torch
+from numpy.typing import NDArray
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor
@@ -36,9 +38,12 @@ class OpenVINO:
         if _CAPABILITIES[settings.precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"{self.name}: this CPU has no {settings.precision} that OpenVINO uses")
         try:
-            graph = kept(name, part, settings.graphs, self.name, _export) / GRAPH
-            compiled = core.compile_model(core.read_model(graph), "CPU", _properties(settings))
-            return _Compiled(compiled.create_infer_request())
+            graph = core.read_model(kept(name, part, settings.graphs, self.name, _export) / GRAPH)
+            is_fixed = part.free == (0,)
+            if is_fixed:
+                graph.reshape({0: [1, *part.example.shape[1:]]})
+            request = core.compile_model(graph, "CPU", _properties(settings)).create_infer_request()
+            return _OneByOne(request) if is_fixed else _Compiled(request)
         except RuntimeError as error:
             raise BackendError(f"{self.name} does not take it: {_last_line(error)}") from error
 
@@ -68,6 +73,29 @@ def _properties(settings: Settings) -> dict[str, Any]:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[-1]
+
+
+@dataclass(slots=True)
+class _OneByOne:
+    """A graph of known sizes, run for each element of the batch.
+
+    With sizes known OpenVINO plans its memory, and what one image needs stays in a core's cache: on the whole a sixth
+    faster than a batch, and what an image gives cannot depend on its neighbours.
+    """
+
+    request: Any = field(repr=False)
+    held: tuple[NDArray[np.float32], ...] = field(default=(), repr=False)
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        count, images = len(pixels), pixels.contiguous().numpy()
+        if not self.held or len(self.held[0]) < count:
+            shapes = [tuple(output.shape) for output in self.request.model_outputs]
+            self.held = tuple(np.empty((count, *shape[1:]), np.float32) for shape in shapes)
+        for place in range(count):
+            for index, array in enumerate(self.held):
+                self.request.set_output_tensor(index, openvino.Tensor(array[place : place + 1], shared_memory=True))
+            self.request.infer([images[place : place + 1]], share_inputs=True, share_outputs=True)
+        return tuple(torch.from_numpy(array[:count]) for array in self.held)
 
 
 @dataclass(frozen=True, slots=True)
