@@ -18,7 +18,7 @@ from batchdet.engine.decode import FULL_SCALE, DecodedImage
 from batchdet.records import FloatArray, InputSpec, IntArray
 
 # Working rows are handled in strips of about this many bytes, so that they stay in a core's cache.
-_STRIP_BYTES = 1 << 19
+_STRIP_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from tests.benchmarks.report import (
     ratios,
     spread,
 )
+from tests.benchmarks.roofline import flops_of, flops_per_second
 from tests.benchmarks.stand_in import ARCHITECTURE, CATEGORIES, FLOOR, save_stand_in
 
 QUICK_IMAGES = 3
@@ -115,6 +116,13 @@ def network_way(job: JobConfig, weights: Path) -> Callable[[Sequence[bytes]], No
                 choice.networks["network"](pixels[: len(jpegs) - start])
 
     return forward
+
+
+def least_ms(job: JobConfig, weights: Path) -> float:
+    """Milliseconds an image that the network's multiplications in float32 take at this core's best."""
+    model, info = load_model(job.model, ModelFiles(weights, None))
+    parts = FAMILIES[info.architecture].parts(model).values()
+    return sum(map(flops_of, parts)) / flops_per_second() * 1e3
 
 
 def measure(ways: Sequence[Callable[[Sequence[bytes]], object]], jpegs: Sequence[bytes], rounds: int) -> list[Any]:
@@ -186,7 +194,13 @@ def _run_case(options: argparse.Namespace, size: str, decode: str, weights: Path
     images = len(jpegs) * (rounds + 1)
     spent = {stage: (timeline.seconds[stage] - before[stage]) * 1e3 / images for stage in STAGES}
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in spent.items() if value)
-    numbers = {f"{name}: loop / batchdet": median(speed), f"{name}: share of the network's speed": median(efficiency)}
+    least = least_ms(job, weights)
+    stages += f"; the network's multiplications take at least {least:.1f}"
+    numbers = {
+        f"{name}: loop / batchdet": median(speed),
+        f"{name}: share of the network's speed": median(efficiency),
+        f"{name}: loop / multiplications": median(naive) / least,
+    }
     return _Case(cells, f"{name}: {stages}", numbers)
 
 

@@ -90,7 +90,7 @@ def test_goals_are_met_missed_or_not_measured(tmp_path: Path, capsys: pytest.Cap
     assert verdicts["RoI heads"] == "not measured"
     note("2026-01-03", **{"peak MiB": 2000.0})
     assert goals.show(tmp_path) == 3
-    assert "| 2,000 | missed |" in capsys.readouterr().out
+    assert "| 2,000 |  | missed |" in capsys.readouterr().out
 
 
 def test_end_to_end_prints_what_the_goals_ask_for(tmp_path: Path) -> None:
