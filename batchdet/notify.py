@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import requests
 import tenacity
 
-from batchdet.config import NotifyConfig
 from batchdet.errors import ConfigError
+from batchdet.outlets import NotifyConfig
 
 TRIES = 2
 """A request is made at most so often."""

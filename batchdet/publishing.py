@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from batchdet.analysis.committed import list_committed
-from batchdet.config import PublishConfig
 from batchdet.errors import ConfigError, StorageError
+from batchdet.outlets import PublishConfig
 from batchdet.storage.delta import publish_delta, require_delta
 from batchdet.storage.filesystem import Store
 from batchdet.storage.iceberg import FOLDER, IcebergPlace, local_catalog, publish_iceberg, require_iceberg

@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from batchdet.config import NotifyConfig, load_config
 from batchdet.errors import ConfigError
+from batchdet.job_file import load_config
 from batchdet.notify import TRIES, Message, payload, tell, webhook_url
+from batchdet.outlets import NotifyConfig
 
 NIGHT = Message(
     "batchdet nightly: done <&>", ["labelled 12", "failed a<b&c"], '{"status": "done", "uri": "s3://b/ü", "n": 1}\n'

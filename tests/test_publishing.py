@@ -17,8 +17,9 @@ from pyiceberg.table import Table
 from batchdet import publishing
 from batchdet.analysis.committed import list_committed
 from batchdet.cli.main import main
-from batchdet.config import PublishConfig, load_config
 from batchdet.errors import ConfigError, OutputError, StorageError
+from batchdet.job_file import load_config
+from batchdet.outlets import PublishConfig
 from batchdet.publishing import publish_runs, told
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.layout import is_kept

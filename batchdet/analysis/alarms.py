@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchdet.config import AlarmConfig
+from batchdet.analysis.config import AlarmConfig
 from batchdet.errors import AlarmError
 
 

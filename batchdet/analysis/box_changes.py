@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchdet.analysis.box_matching import Boxes, DoubleArray, match_boxes
+from batchdet.analysis.config import CompareConfig
 from batchdet.analysis.states import IMAGE_CHANGES, Block
-from batchdet.config import CompareConfig
 from batchdet.records import BoolArray, IntArray
 
 BOX_CHANGES = ("added", "removed", "moved", "rescored", "reclassed", "unchanged")

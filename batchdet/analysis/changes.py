@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from batchdet.analysis.account import Account
 from batchdet.analysis.alarms import raised
 from batchdet.analysis.box_changes import BOX_SCHEMA, IMAGE_SCHEMA, box_rows, find_changes, image_rows
+from batchdet.analysis.config import DiffConfig
 from batchdet.analysis.history import History, read_history
 from batchdet.analysis.states import Span, States, open_states
-from batchdet.config import DiffConfig
 from batchdet.errors import ConfigError, OutputError
 from batchdet.records import RunRow
 from batchdet.storage.filesystem import Store

@@ -7,9 +7,9 @@ import typer
 
 from batchdet.analysis.alarms import require_quiet
 from batchdet.analysis.changes import compare_runs, write_changes
+from batchdet.analysis.config import DiffConfig, load_diff
 from batchdet.cli.options import AsJson, OutputUri, open_output, read_settings
 from batchdet.cli.output import print_json, print_table, print_text
-from batchdet.config import DiffConfig, load_diff
 from batchdet.errors import ConfigError, StorageError
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.location import locate

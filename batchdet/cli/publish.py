@@ -7,7 +7,8 @@ import typer
 
 from batchdet.cli.options import AsJson, OutputUri, open_output, read_settings
 from batchdet.cli.output import print_json, print_table
-from batchdet.config import PublishConfig, load_config
+from batchdet.job_file import load_config
+from batchdet.outlets import PublishConfig
 from batchdet.progress import open_progress
 from batchdet.publishing import publish_runs
 from batchdet.storage.lease import held

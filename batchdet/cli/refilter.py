@@ -9,8 +9,9 @@ from batchdet import refiltering
 from batchdet.cli.label import SUMMARY
 from batchdet.cli.options import AsJson, OutputUri, StealLease, open_output, read_settings
 from batchdet.cli.output import print_json, print_table
-from batchdet.config import PolicyConfig, PolicyFile, load_config, load_policy
+from batchdet.config import PolicyConfig, PolicyFile, load_policy
 from batchdet.errors import ConfigError
+from batchdet.job_file import load_config
 from batchdet.progress import open_progress
 from batchdet.storage.filesystem import Store
 from batchdet.storage.lease import Terms, held

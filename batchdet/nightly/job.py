@@ -5,7 +5,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from batchdet.config import AlarmConfig, DiffConfig, JobConfig, NotifyConfig, Positive, Section, load_config
+from batchdet.analysis.config import AlarmConfig, DiffConfig
+from batchdet.config import JobConfig
+from batchdet.fields import Positive, Section
+from batchdet.job_file import load_config
+from batchdet.outlets import NotifyConfig
 from batchdet.training.job import RetrainConfig
 
 
@@ -45,5 +49,5 @@ class NightlyConfig(Section):
 
 
 def load_nightly(path: str | Path | None, overrides: dict[str, Any]) -> NightlyConfig:
-    """The night's job of a YAML file and overriding values; see `batchdet.config.load_config`."""
+    """The night's job of a YAML file and overriding values; see `batchdet.job_file.load_config`."""
     return load_config(NightlyConfig, path, overrides)

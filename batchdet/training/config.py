@@ -5,13 +5,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from batchdet.config import Fraction, Positive, Section, canonical_json, load_config, refuse_passwords
+from batchdet.config import Precision, canonical_json
 from batchdet.engine.detector import BACKGROUND
-
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Factor = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+from batchdet.fields import (
+    Amount,
+    Count,
+    Factor,
+    Fraction,
+    Inside,
+    Positive,
+    Section,
+    Share,
+    Text,
+    refuse_above,
+    refuse_passwords,
+)
+from batchdet.job_file import load_config
 
 
 class SourceConfig(Section):
@@ -33,8 +42,7 @@ class BandConfig(Section):
 
     @model_validator(mode="after")
     def _order(self) -> "BandConfig":
-        if self.ignore > self.accept:
-            raise ValueError(f"ignore {self.ignore} is above accept {self.accept}: no score would be ignored")
+        refuse_above(("ignore", self.ignore), ("accept", self.accept), ": no score would be ignored")
         return self
 
 
@@ -62,9 +70,9 @@ class PseudoLabelConfig(Section):
 class GoldConfig(Section):
     """Human labels mixed into every batch."""
 
-    annotations: str = Field(min_length=1)
+    annotations: Text
     """A COCO json file."""
-    images: str = Field(min_length=1)
+    images: Text
     """Folder, glob or manifest of its images."""
     share: Share = 0.25
     """Share of every batch that is gold; at least one image."""
@@ -96,7 +104,7 @@ class StartConfig(Section):
     """Names in label order, "__background__" first; null keeps the teacher's. Other ones give it a new head."""
     teacher_categories: tuple[str, ...] | None = None
     """For a teacher that is a bare checkpoint file: its own names in label order."""
-    score_floor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    score_floor: Inside = 0.05
     """Score floor recorded with the student."""
 
     @model_validator(mode="after")
@@ -150,9 +158,8 @@ class RCNNRules(Section):
     @model_validator(mode="after")
     def _order(self) -> "RCNNRules":
         for stage in ("rpn", "roi"):
-            low, high = getattr(self, f"{stage}_background_iou"), getattr(self, f"{stage}_foreground_iou")
-            if low > high:
-                raise ValueError(f"losses.rcnn.{stage}_background_iou {low} is above {stage}_foreground_iou {high}")
+            low, high = f"{stage}_background_iou", f"{stage}_foreground_iou"
+            refuse_above((f"losses.rcnn.{low}", getattr(self, low)), (high, getattr(self, high)))
         return self
 
 
@@ -297,7 +304,7 @@ class LengthConfig(Section):
 class NetworkConfig(Section):
     """How the network is run and kept."""
 
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the forward pass; losses are always fp32."""
     norms: Literal["frozen", "local", "sync"] = "frozen"
     """Statistics of batch normalisation: the start's; each worker's own batch; over all workers (GPU only)."""

@@ -5,24 +5,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from batchdet.config import (
-    Fraction,
-    PolicyConfig,
-    Positive,
-    Section,
-    StorageConfig,
-    load_config,
-    refuse_passwords,
-)
-from batchdet.training.config import Count, TrainConfig
+from batchdet.config import MAX_PIXELS, PolicyConfig, StorageConfig
+from batchdet.fields import Count, Fraction, Positive, Section, Text, refuse_passwords
+from batchdet.job_file import load_config
+from batchdet.training.config import TrainConfig
 
 
 class HeldOutConfig(Section):
     """Human labels that nothing is learned from: teacher and student are measured on them."""
 
-    annotations: str = Field(min_length=1)
+    annotations: Text
     """A COCO json file."""
-    images: str = Field(min_length=1)
+    images: Text
     """Folder, glob or manifest of its images. None of them is learned from, whoever labelled it."""
     every_steps: Positive | None = None
     """Steps between two looks at the student's mAP while it learns; nothing is decided by them. null: none."""
@@ -76,7 +70,7 @@ class PicturesConfig(Section):
     """Steps whose pictures a worker reads, decodes and changes ahead of the one it learns from."""
     threads: Literal["auto"] | Positive = "auto"
     """Threads that do so; `auto`: as many as the worker has cores."""
-    max_pixels: Positive = 178_956_970
+    max_pixels: Positive = MAX_PIXELS
     """Width × height above which a picture is skipped."""
     max_failure_rate: Fraction = 0.05
     """Share of all pictures of the training that may be skipped since they vanished, changed or are damaged."""
@@ -85,9 +79,9 @@ class PicturesConfig(Section):
 class RetrainConfig(TrainConfig):
     """One retraining, from committed labels to a version in a registry."""
 
-    output: str = Field(min_length=1)
+    output: Text
     """Folder of this training: plan, checkpoints, steps, plot, model. Another training needs another folder."""
-    registry: str = Field(min_length=1)
+    registry: Text
     """`REGISTRY/<name>`: the student becomes its next version."""
     held_out: HeldOutConfig
     """What teacher and student are measured on."""
@@ -129,5 +123,5 @@ class RetrainConfig(TrainConfig):
 
 
 def load_retrain(path: str | Path | None, overrides: dict[str, Any]) -> RetrainConfig:
-    """The retraining job of a YAML file and overriding values; see `batchdet.config.load_config`."""
+    """The retraining job of a YAML file and overriding values; see `batchdet.job_file.load_config`."""
     return load_config(RetrainConfig, path, overrides)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchdet.config import CompareConfig
+from batchdet.analysis.config import CompareConfig
 
 
 @dataclass(frozen=True)

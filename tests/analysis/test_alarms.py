@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from batchdet.analysis.alarms import raised, require_quiet
-from batchdet.config import AlarmConfig, load_diff
+from batchdet.analysis.config import AlarmConfig, load_diff
 from batchdet.errors import AlarmError, ConfigError
 
 

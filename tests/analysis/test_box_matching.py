@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from batchdet.analysis import box_matching
 from batchdet.analysis.box_changes import BOX_CHANGES, find_changes
 from batchdet.analysis.box_matching import Boxes, match_boxes, pairwise_iou
-from batchdet.config import CompareConfig
+from batchdet.analysis.config import CompareConfig
 from tests.analysis.matching_oracle import Box, objects
 
 SIDE = st.integers(0, 6)

@@ -17,9 +17,10 @@ from batchdet.analysis import changes as changes_module
 from batchdet.analysis import states
 from batchdet.analysis.box_changes import BOX_CHANGES, BOX_SCHEMA, IMAGE_SCHEMA
 from batchdet.analysis.changes import ChangeBatch, compare_runs, write_changes
+from batchdet.analysis.config import AlarmConfig, CompareConfig, DiffConfig
 from batchdet.analysis.states import IMAGE_CHANGES
 from batchdet.compaction import compact
-from batchdet.config import AlarmConfig, CompareConfig, DiffConfig, PolicyConfig
+from batchdet.config import PolicyConfig
 from batchdet.errors import ConfigError, OutputError, StorageError
 from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage
 from batchdet.refiltering import refilter

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchdet.analysis.changes import write_changes
-from batchdet.config import CompareConfig, DiffConfig
+from batchdet.analysis.config import CompareConfig, DiffConfig
 from batchdet.records import LabelledImage, Shard
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.schema import DETECTIONS_ENCODING, IMAGES_ENCODING, RUNS, RUNS_ENCODING, FileStamp, encode_table

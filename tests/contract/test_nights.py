@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from batchdet.compaction import compact, remove
-from batchdet.config import PolicyConfig, load_config
+from batchdet.config import PolicyConfig
 from batchdet.demo.shipped import shipped_model
 from batchdet.errors import BatchdetError, OutputHeldError, RunError
+from batchdet.job_file import load_config
 from batchdet.labelling import Hardware, InlineRunner, RunContext
 from batchdet.nightly.account import findings, lines
 from batchdet.nightly.job import NightlyConfig
