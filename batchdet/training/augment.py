@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.ops import box_area, box_iou
 from torchvision.transforms.v2 import functional as ops
 
-from batchdet.training.config import ViewConfig
 from batchdet.training.targets import Target
+from batchdet.training.view_config import ViewConfig
 
 CROP_TRIES = 40
 """Windows tried for SSD's crop before the picture is left whole, as in torchvision."""

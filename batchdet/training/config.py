@@ -21,6 +21,8 @@ from batchdet.fields import (
     refuse_passwords,
 )
 from batchdet.job_file import load_config
+from batchdet.training.loss_config import LossConfig
+from batchdet.training.view_config import AugmentationConfig
 
 
 class SourceConfig(Section):
@@ -120,62 +122,6 @@ class StartConfig(Section):
         return self
 
 
-class SSDRules(Section):
-    """The training rules of SSD (Liu et al. 2016, section 2.2)."""
-
-    match_iou: Share = 0.5
-    """IoU from which a default box is positive; the best one of every object is positive anyway."""
-    negatives_per_positive: Amount = 3.0
-    """Hard negatives mined per positive default box of an image."""
-    min_negatives: Count = 0
-    """Hard negatives mined at least, also in an image without objects."""
-    smooth_l1_beta: Factor = 1.0
-    """Offset at which the box loss turns from quadratic to linear."""
-
-
-class RCNNRules(Section):
-    """The training rules of Faster R-CNN (Ren et al. 2015, section 3.1; Girshick 2015, section 2.3)."""
-
-    rpn_anchors: Positive = 256
-    """Anchors sampled per image."""
-    rpn_positive_share: Share = 0.5
-    """Most of them that may be positive."""
-    rpn_foreground_iou: Share = 0.7
-    """IoU from which an anchor is positive; the best ones of every object are positive anyway."""
-    rpn_background_iou: Fraction = 0.3
-    """IoU under which an anchor is negative; between the two it is not used."""
-    roi_samples: Positive = 512
-    """Proposals sampled per image."""
-    roi_positive_share: Share = 0.25
-    """Most of them that may be positive."""
-    roi_foreground_iou: Share = 0.5
-    """IoU from which a proposal is positive."""
-    roi_background_iou: Fraction = 0.5
-    """IoU under which a proposal is background; between the two it is not used."""
-    smooth_l1_beta: Factor = 1 / 9
-    """Offset at which the box losses turn from quadratic to linear."""
-
-    @model_validator(mode="after")
-    def _order(self) -> "RCNNRules":
-        for stage in ("rpn", "roi"):
-            low, high = f"{stage}_background_iou", f"{stage}_foreground_iou"
-            refuse_above((f"losses.rcnn.{low}", getattr(self, low)), (high, getattr(self, high)))
-        return self
-
-
-class LossConfig(Section):
-    """What counts how much."""
-
-    ignore_overlap: Share = 0.5
-    """A default box, anchor or proposal with this share of its area on an ignored box is in no loss."""
-    ssd: SSDRules = Field(default_factory=SSDRules)
-    """For the SSD family."""
-    rcnn: RCNNRules = Field(default_factory=RCNNRules)
-    """For the Faster R-CNN family."""
-    weights: dict[str, Amount] = Field(default_factory=dict)
-    """Factors of single losses by torchvision's name of them; 1 where none is given."""
-
-
 class OptimiserConfig(Section):
     """How gradients move weights."""
 
@@ -217,58 +163,6 @@ class ScheduleConfig(Section):
     """Shares of the training after which `steps` multiplies the rate by `gamma`."""
     gamma: Share = 0.1
     """Factor of `steps`."""
-
-
-class ViewConfig(Section):
-    """How a picture is changed before it is learned from. All chances are per image."""
-
-    flip: Fraction = 0.5
-    """Chance of being mirrored."""
-    zoom: tuple[Factor, Factor] = (1.0, 1.0)
-    """Range of scale jitter: 2 shows half the width and height, 0.5 puts the picture on a canvas twice as large."""
-    iou_crop: Fraction = 0.0
-    """Chance of SSD's crop: a part of the picture that overlaps an object by a drawn IoU."""
-    iou_crop_overlaps: tuple[Fraction, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    """The overlaps it draws from."""
-    iou_crop_scale: tuple[Share, Share] = (0.3, 1.0)
-    """Range of the crop's width and height, shares of the picture's."""
-    distort: Fraction = 0.0
-    """Chance of each photometric change."""
-    brightness: Fraction = 0.125
-    """Largest relative change of brightness."""
-    contrast: Fraction = 0.5
-    """Largest relative change of contrast."""
-    saturation: Fraction = 0.5
-    """Largest relative change of saturation."""
-    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
-    """Largest turn of hue; 1 is a full turn."""
-    blur: Amount = 0.0
-    """Largest standard deviation of a Gaussian blur, as a share of the shorter side."""
-
-    @model_validator(mode="after")
-    def _order(self) -> "ViewConfig":
-        for field in ("zoom", "iou_crop_scale"):
-            low, high = getattr(self, field)
-            if low > high:
-                raise ValueError(f"{field}: expected a range (lowest, highest), got ({low}, {high})")
-        if self.iou_crop and not self.iou_crop_overlaps:
-            raise ValueError("iou_crop_overlaps: required with iou_crop; name at least one overlap")
-        return self
-
-
-STRONG = ViewConfig(zoom=(0.6, 1.5), iou_crop=0.3, distort=0.5, blur=0.005)
-"""What pseudo-labelled pictures go through unless the job says otherwise."""
-
-
-class AugmentationConfig(Section):
-    """Changes by where the labels come from."""
-
-    weak: ViewConfig = Field(default_factory=ViewConfig)
-    """For gold."""
-    strong: ViewConfig = STRONG
-    """For pseudo-labelled images."""
-    min_side: Factor = 1.0
-    """Pixels; a box with a shorter side after cropping is left out."""
 
 
 class TeacherConfig(Section):

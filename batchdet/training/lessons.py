@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from batchdet.engine.families import FAMILIES
 from batchdet.engine.rcnn import RCNNFamily
 from batchdet.engine.ssd import SSDFamily
-from batchdet.training.config import LossConfig
+from batchdet.training.loss_config import LossConfig
 from batchdet.training.rcnn_loss import rcnn_terms
 from batchdet.training.ssd_loss import ssd_terms
 from batchdet.training.targets import Target

@@ -17,7 +17,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from batchdet.engine.anchors import reference_boxes
-from batchdet.training.config import LossConfig, RCNNRules
+from batchdet.training.loss_config import LossConfig, RCNNRules
 from batchdet.training.seeds import derive_seed, torch_seed
 from batchdet.training.targets import BETWEEN, Inputs, Target, make_inputs, match_references, on_ignored
 from batchdet.training.terms import LossTerm, single

@@ -7,10 +7,10 @@ import torch
 
 from batchdet.records import PixelArray
 from batchdet.training.augment import View, change
-from batchdet.training.config import AugmentationConfig
 from batchdet.training.order import Draw
 from batchdet.training.seeds import derive_seed
 from batchdet.training.targets import Target
+from batchdet.training.view_config import AugmentationConfig
 
 _VIEW, _SAMPLERS = 1, 2
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.models.detection._utils import SSDMatcher
 
 from batchdet.engine.anchors import reference_boxes
-from batchdet.training.config import LossConfig, SSDRules
+from batchdet.training.loss_config import LossConfig, SSDRules
 from batchdet.training.targets import Target, make_inputs, match_references, on_ignored
 from batchdet.training.terms import LossTerm, single
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from batchdet.training.augment import change
-from batchdet.training.config import STRONG, ViewConfig
 from batchdet.training.targets import Target
+from batchdet.training.view_config import STRONG, ViewConfig
 from tests.training.made import target
 
 HEIGHT, WIDTH = 60, 80

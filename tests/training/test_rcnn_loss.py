@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from batchdet.training.config import LossConfig, RCNNRules
+from batchdet.training.loss_config import LossConfig, RCNNRules
 from batchdet.training.rcnn_loss import draw_sample, rcnn_terms, roi_stage, rpn_stage
 from batchdet.training.targets import Target
 from tests.training.made import scene, small_rcnn, stock_targets, target

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from batchdet.engine.anchors import reference_boxes
-from batchdet.training.config import LossConfig, SSDRules
+from batchdet.training.loss_config import LossConfig, SSDRules
 from batchdet.training.ssd_loss import assign, hardest, ssd_terms
 from batchdet.training.targets import Inputs, Target, make_inputs
 from tests.engine.seeded import seeded_model
