@@ -253,6 +253,14 @@ def value_at(tree: Any, field: str) -> Any:
     return tree
 
 
+def recorded_at(tree: Any, field: str, usual: Any) -> Any:
+    """A field of a recorded job; what it meant before there was one, where it is missing."""
+    try:
+        return value_at(tree, field)
+    except KeyError:
+        return usual
+
+
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
-from batchdet.config import SAME_FIELDS, canonical_json, value_at
+from batchdet.config import SAME_FIELDS, canonical_json, recorded_at
 from batchdet.errors import NotFoundError, OutputError
 from batchdet.records import PlanCounts, RunRow
 from batchdet.storage.filesystem import Store
@@ -222,13 +222,7 @@ def _numbered(table: pa.Table, schema: pa.Schema, shard_id: int) -> pa.Table:
 def _settings(config: str) -> list[object]:
     """Values of the fields that change rows; None for those that a run of an older version does not know."""
     tree = json.loads(config)
-    values: list[object] = []
-    for field in SAME_FIELDS:
-        try:
-            values.append(value_at(tree, field))
-        except KeyError:
-            values.append(None)
-    return values
+    return [recorded_at(tree, field, None) for field in SAME_FIELDS]
 
 
 def _read_header(output: Store, run_id: str) -> PlanHeader:

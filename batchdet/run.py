@@ -1,25 +1,23 @@
 """The story of a run: open or resume it, have its shards labelled, close it. Knows no Ray and no pixels."""
 
-import json
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import pyarrow as pa
 
 from batchdet import __version__
-from batchdet.config import EXACT_SETTINGS, SAME_FIELDS, JobConfig, canonical_json, value_at
+from batchdet.config import JobConfig, canonical_json
+from batchdet.earlier import Labelled, comparison_with, differences, other_job, require_same_job
 from batchdet.engine.backends.choice import require_backend
 from batchdet.engine.checkpoint import load_model
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import (
-    ConfigError,
     FailureRateError,
     InterruptedRunError,
     ModelError,
@@ -37,7 +35,7 @@ from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
 from batchdet.storage.lease import Lease, Terms, held
 from batchdet.storage.ledger import Ledger
-from batchdet.storage.listing import covers, list_images
+from batchdet.storage.listing import list_images
 from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
 from batchdet.storage.planning import count_plan, make_plan, refuse_vanishing
 from batchdet.storage.registry import fetch_model
@@ -192,8 +190,8 @@ def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
     with _output_errors(job):
         ledger = Ledger(open_store(job.output, job.storage.output))
         rows = ledger.complete_runs()
-    labelled = [_Labelled.of_row(row) for row in rows]
-    comparison = _comparison(job, _model_to_compare(job, progress), labelled, ledger) if rows else Comparison()
+    labelled = [Labelled.of_row(row) for row in rows]
+    comparison = comparison_with(job, _model_to_compare(job, progress), labelled, ledger) if rows else Comparison()
     counts, num_known = count_plan(_listing(job, progress), _known(ledger, rows), job.plan, comparison)
     refuse_vanishing(counts, num_known, job.plan, job.source)
     return counts
@@ -243,11 +241,12 @@ def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, manner: Manner
     if current is not None:
         progress.log(f"resuming run {current.run_id}")
     else:
-        _tell_differences(job, model, rows, progress)
+        for line in differences(job, model, rows[0]) if rows else ():
+            progress.log(line)
         header = _new_header(job, ledger, model, rows)
         listed = _listing(job, progress) if manner.listing is None else manner.listing
-        labelled = [*map(_Labelled.of_row, closed), *map(_Labelled.of_plan, open_runs)]
-        comparison = _comparison(job, model, labelled, ledger, is_whole=manner.listing is None)
+        labelled = [*map(Labelled.of_row, closed), *map(Labelled.of_plan, open_runs)]
+        comparison = comparison_with(job, model, labelled, ledger, is_whole=manner.listing is None)
         current = make_plan(ledger.output, header, listed, _known(ledger, rows), job.plan, comparison)
     for plan in open_runs:
         if plan.run_id != current.run_id:
@@ -265,68 +264,9 @@ def _resumable(
     # A run made of committed rows labels nothing: whoever began it goes on with it.
     newest = next((plan for plan in open_runs if plan.header.derived is None), None)
     if newest is not None and manner.open_run == "resume":
-        _require_same_job(newest, job, model)
+        require_same_job(newest, job, model)
     candidate = newest or ledger.stopped_run()
     return candidate if candidate is not None and other_job(candidate, job, model) is None else None
-
-
-def _tell_differences(job: JobConfig, model: ModelInfo, rows: Sequence[RunRow], progress: Progress) -> None:
-    if rows and rows[0].model_digest != model.digest:
-        what = "are labelled again" if job.plan.relabel_stale else "keep the labels they have (plan.relabel_stale)"
-        progress.log(f"another model than run {rows[0].run_id}: unchanged images {what}")
-    if rows and rows[0].policy_digest != job.policy.digest:
-        progress.log(
-            f"another policy than run {rows[0].run_id}: unchanged images keep what was accepted then; "
-            "`batchdet refilter` applies the policy to what is stored"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Labelled:
-    """A run that committed labels, whether it came to its end or was left behind."""
-
-    run_id: str
-    model_digest: str
-    config: str
-
-    @classmethod
-    def of_row(cls, row: RunRow) -> "_Labelled":
-        return cls(row.run_id, row.model_digest, row.config)
-
-    @classmethod
-    def of_plan(cls, plan: RunPlan) -> "_Labelled":
-        return cls(plan.run_id, plan.header.model.digest, plan.header.config)
-
-
-def _comparison(
-    job: JobConfig, model: ModelInfo | None, runs: Sequence[_Labelled], ledger: Ledger, *, is_whole: bool = True
-) -> Comparison:
-    """How the images of runs stand to a run of this job; of a partial listing nothing is taken for deleted."""
-    is_covered = covers(job.source, job.storage.source, job.plan.extensions) if is_whole else None
-    if model is None:
-        return Comparison(covers=is_covered)
-    same = [run.run_id for run in runs if run.model_digest == model.digest and _same_settings(run, job)]
-    return Comparison(
-        same_model=frozenset(same),
-        covers=is_covered,
-        labelled_bytes=partial(ledger.labelled_bytes, same) if same else None,
-    )
-
-
-def _same_settings(run: _Labelled, job: JobConfig) -> bool:
-    """Whether a run's labels hold what this job's settings would give; a lower floor's hold those of a higher one."""
-    then, now = json.loads(run.config), job.model_dump(mode="json")
-    return _recorded(then, "model.score_floor", 1.0) <= job.model.score_floor and all(
-        _recorded(then, field, usual) == value_at(now, field) for field, usual in EXACT_SETTINGS.items()
-    )
-
-
-def _recorded(config: dict[str, Any], field: str, usual: Any) -> Any:
-    """A field of a recorded job; what it meant before there was one, where it is missing."""
-    try:
-        return value_at(config, field)
-    except KeyError:
-        return usual
 
 
 def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow]) -> PlanHeader:
@@ -341,35 +281,6 @@ def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence
         config=canonical_json(job.model_dump(mode="json")),
         versions=canonical_json(recorded_versions()),
     )
-
-
-def _require_same_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> None:
-    """A run is finished with what it was begun with, or its rows would not be of one kind."""
-    difference = other_job(plan, job, model)
-    if difference is not None:
-        raise ConfigError(
-            f"{difference}; finish it with the job it was begun with, or close it as partial with --new-run"
-        )
-
-
-def other_job(plan: RunPlan, job: JobConfig, model: ModelInfo) -> str | None:
-    """How this job would make other rows than the run was begun to make; None where it would not.
-
-    Args:
-        plan: of the run.
-        job: to go on with.
-        model: the job's.
-    """
-    begun, given = json.loads(plan.header.config), job.model_dump(mode="json")
-    same = {
-        "source": (plan.header.source, job.source),
-        "model": (plan.header.model.digest, model.digest),
-        "policy": (plan.header.policy, job.policy.canonical),
-    } | {field: (value_at(begun, field), value_at(given, field)) for field in SAME_FIELDS}
-    for field, (then, now) in same.items():
-        if then != now:
-            return f"{field}: the open run {plan.run_id} was begun with {then}, this job has {now}"
-    return None
 
 
 def _stop_run(context: RunContext, ledger: Ledger, progress: Progress, images_per_second: float) -> RunRow | None:

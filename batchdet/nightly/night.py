@@ -14,6 +14,7 @@ from batchdet.analysis.audit import audit_run
 from batchdet.analysis.changes import write_changes
 from batchdet.analysis.receipt import Receipt
 from batchdet.config import JobConfig, PolicyConfig
+from batchdet.earlier import other_job
 from batchdet.errors import BatchdetError, GateError, OutputError, OutputHeldError, StorageError
 from batchdet.nightly.account import images_accepted, message, sum_up
 from batchdet.nightly.job import NightlyConfig, RetrainWhen
@@ -23,7 +24,7 @@ from batchdet.progress import Progress
 from batchdet.records import RunRow
 from batchdet.refiltering import refilter
 from batchdet.retraining import Retrained
-from batchdet.run import Manner, Runner, describe_model, label_bucket, other_job
+from batchdet.run import Manner, Runner, describe_model, label_bucket
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.lease import Terms, held
 from batchdet.storage.ledger import Ledger
