@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from batchdet.errors import OutputError
 from batchdet.records import PlanCounts, RunRow
 from batchdet.rewriting import (
     FILE_BYTES,
@@ -23,6 +22,7 @@ from batchdet.rewriting import (
     groups_of,
     images_per_file,
     num_shards,
+    require_complete,
     require_none_open,
 )
 from batchdet.storage.filesystem import Store
@@ -63,9 +63,7 @@ def compact(output: Store, history: History, say: Say, file_bytes: int = FILE_BY
     """
     ledger = Ledger(output)
     require_none_open(ledger)
-    rows = ledger.complete_runs()[::-1]
-    if not rows:
-        raise OutputError(f"{output.uri}: no complete run here; is this the --output of a `batchdet label`?")
+    rows = require_complete(ledger)[::-1]
     make = _compact_current if history == "current" else _compact_all
     found = make(ledger, rows, file_bytes, say)
     give_up_begun(ledger, say)
@@ -101,16 +99,9 @@ def _compact_current(ledger: Ledger, rows: Sequence[RunRow], file_bytes: int, sa
 
 def _current_of(ledger: Ledger, selection: Selection, group: Group, file_bytes: int) -> Derivation:
     per_shard = images_per_file(ledger.output, group.rows, file_bytes)
-    derived: dict[str, object] = {
-        "by": "compact",
-        "history": "current",
-        "from": list(group.run_ids),
-        "images_per_shard": per_shard,
-    }
+    header = derived_header(ledger, group, {"by": "compact", "history": "current"}, group.run_ids, per_shard)
     count = sum(selection.shares[run_id].num_images for run_id in group.run_ids)
-    return Derivation(
-        derived_header(ledger, group, derived), PlanCounts(count, count, 0, 0, 0), group.run_ids, per_shard
-    )
+    return Derivation(header, PlanCounts(count, count, 0, 0, 0), group.run_ids, per_shard)
 
 
 def _superseded(ledger: Ledger, rows: Sequence[RunRow], holders: set[str]) -> tuple[str, ...]:
@@ -155,14 +146,8 @@ def _twin(ledger: Ledger, row: RunRow, run_id: str | None, file_bytes: int, say:
     with select_latest(ledger, [row.run_id]) as selection:
         (group,) = groups_of(ledger, [row], by_policy=True)
         per_shard = images_per_file(ledger.output, [row], file_bytes)
-        derived: dict[str, object] = {
-            "by": "compact",
-            "history": "all",
-            "from": [row.run_id],
-            "images_per_shard": per_shard,
-        }
         header = replace(
-            derived_header(ledger, group, derived),
+            derived_header(ledger, group, {"by": "compact", "history": "all"}, group.run_ids, per_shard),
             run_id=run_id or "",
             previous_run_id=row.previous_run_id,
             started_at=row.started_at,

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from batchdet.config import PolicyConfig, canonical_json
 from batchdet.engine.acceptance import Acceptance, Candidates, bind
-from batchdet.errors import ConfigError, OutputError
+from batchdet.errors import ConfigError
 from batchdet.records import BoolArray, PlanCounts, RunRow
 from batchdet.rewriting import (
     FILE_BYTES,
@@ -29,6 +29,7 @@ from batchdet.rewriting import (
     give_up_begun,
     groups_of,
     images_per_file,
+    require_complete,
     require_none_open,
 )
 from batchdet.storage.filesystem import Store
@@ -47,7 +48,7 @@ def newest_policy(output: Store) -> PolicyConfig:
     Raises:
         OutputError: there is none.
     """
-    return PolicyConfig.model_validate_json(_complete(Ledger(output))[0].policy)
+    return PolicyConfig.model_validate_json(require_complete(Ledger(output))[0].policy)
 
 
 def refilter(output: Store, policy: PolicyConfig, say: Say, file_bytes: int = FILE_BYTES) -> RunRow:
@@ -72,7 +73,7 @@ def refilter(output: Store, policy: PolicyConfig, say: Say, file_bytes: int = FI
     """
     ledger = Ledger(output)
     require_none_open(ledger)
-    rows = _complete(ledger)
+    rows = require_complete(ledger)
     groups = groups_of(ledger, rows, by_policy=False)
     bound = _bind_all(groups, policy, say)
     with select_latest(ledger, [row.run_id for row in rows]) as selection:
@@ -86,13 +87,6 @@ def refilter(output: Store, policy: PolicyConfig, say: Say, file_bytes: int = FI
         return done[-1]
     say("every current image is judged by this policy already")
     return next((row for row in rows if row.policy_digest == policy.digest), rows[0])
-
-
-def _complete(ledger: Ledger) -> list[RunRow]:
-    rows = ledger.complete_runs()
-    if not rows:
-        raise OutputError(f"{ledger.output.uri}: no complete run here; is this the --output of a `batchdet label`?")
-    return rows
 
 
 def _bind_all(groups: list[Group], policy: PolicyConfig, say: Say) -> list[tuple[Group, Acceptance]]:
@@ -121,8 +115,7 @@ def _work(
     listed, planned = sum(counted.values()), sum(counted[row.run_id] for row in others)
     per_shard = images_per_file(ledger.output, others, file_bytes)
     run_ids = tuple(row.run_id for row in others)
-    derived: dict[str, object] = {"by": "refilter", "from": list(run_ids), "images_per_shard": per_shard}
-    header = derived_header(ledger, group, derived)
+    header = derived_header(ledger, group, {"by": "refilter"}, run_ids, per_shard)
     config = json.loads(header.config) | {"policy": policy.model_dump(mode="json")}
     header = replace(header, policy=policy.canonical, policy_digest=policy.digest, config=canonical_json(config))
     return Derivation(header, PlanCounts(listed, 0, planned, 0, listed - planned), run_ids, per_shard)

@@ -7,7 +7,7 @@ computed, and size, etag, digest and decoder stay those of the bytes they were c
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -110,6 +110,18 @@ def require_none_open(ledger: Ledger) -> None:
             )
 
 
+def require_complete(ledger: Ledger) -> list[RunRow]:
+    """The rows of the complete runs, newest first.
+
+    Raises:
+        OutputError: there is none.
+    """
+    rows = ledger.complete_runs()
+    if not rows:
+        raise OutputError(f"{ledger.output.uri}: no complete run here; is this the --output of a `batchdet label`?")
+    return rows
+
+
 def images_per_file(output: Store, rows: Sequence[RunRow], file_bytes: int) -> int:
     """Images of a shard whose larger file gets about so many bytes, by what the runs' files take.
 
@@ -128,15 +140,20 @@ def images_per_file(output: Store, rows: Sequence[RunRow], file_bytes: int) -> i
     return max(1, min(MOST_IMAGES, file_bytes * images // max(largest, 1)))
 
 
-def derived_header(ledger: Ledger, group: Group, derived: dict[str, object]) -> PlanHeader:
+def derived_header(
+    ledger: Ledger, group: Group, how: Mapping[str, object], run_ids: Sequence[str], per_shard: int
+) -> PlanHeader:
     """The header of a run derived from a group: the newest run's, with a new id, and what it is derived from.
 
     Args:
         ledger: of the output.
         group: what it is derived from.
-        derived: what tells it from every other derived run.
+        how: what was done.
+        run_ids: runs whose rows it takes.
+        per_shard: images of a shard; with `how` and `run_ids` it tells the run from every other derived one.
     """
     now = datetime.now(UTC)
+    derived = {**how, "from": list(run_ids), "images_per_shard": per_shard}
     return replace(
         group.header,
         run_id=new_run_id(now, ledger.run_ids()),
