@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchdet.cli.options import AsJson, RayAddress, Settings, StealLease, read_settings
+from batchdet.cli.options import AsJson, RayAddress, Settings, StealLease, job_fields
 from batchdet.cli.output import print_json, print_table
 from batchdet.cli.runner import build_runner
 from batchdet.config import JobConfig, PricesConfig, load_job, load_policy
@@ -169,10 +169,9 @@ def _dollars(prices: PricesConfig, counts: PlanCounts, seconds: float | None) ->
 
 
 def _job(job_file: str | None, flags: dict[str, Any], policy: str | None, settings: list[str] | None) -> JobConfig:
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if policy is not None:
-        given["policy"] = load_policy(policy).model_dump(exclude_unset=True)
-    return load_job(job_file, given | read_settings(settings))
+        flags = flags | {"policy": load_policy(policy).model_dump(exclude_unset=True)}
+    return load_job(job_file, job_fields(flags, settings))
 
 
 def _last_pace(job: JobConfig) -> float | None:

@@ -12,9 +12,10 @@ import typer
 from batchdet.cli.evaluate import LabelsUri, as_document, labels_folder, measuring_job
 from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings, storage_config
 from batchdet.cli.output import print_json, print_table
+from batchdet.cli.released import require_promoted, show_release
 from batchdet.cli.runner import build_runner
 from batchdet.config import JobConfig, load_job
-from batchdet.errors import ConfigError, GateError
+from batchdet.errors import ConfigError
 from batchdet.progress import open_progress
 from batchdet.training.gate import Tolerances
 
@@ -173,8 +174,7 @@ def promote_model(
             job = measuring_job(model, images, folder, settings)
             release = promote_measured(job, gold, tolerances, build_runner(ray, job.cluster), progress)
     _show_release(release, as_json)
-    if not release.promoted:
-        raise GateError(f"{release.reference} is not promoted: {'; '.join(release.reasons)}")
+    require_promoted(release)
 
 
 @app.command("rollback")
@@ -207,11 +207,4 @@ def _show_release(release: "Release", as_json: bool) -> None:
             }
         )
         return
-    rows: list[tuple[str, object]] = [
-        ("promoted", "yes" if release.promoted else "no"),
-        ("instead of", release.instead_of),
-    ]
-    for name, measured in (("mAP", release.candidate), ("mAP of the live version", release.live)):
-        if measured is not None:
-            rows.append((name, f"{measured.evaluation.score.map:.3f}"))
-    print_table(("model", release.reference), rows + [("reason", reason) for reason in release.reasons])
+    show_release(release, (("mAP", release.candidate), ("mAP of the live version", release.live)))

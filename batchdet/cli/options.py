@@ -1,5 +1,6 @@
 """Flags that several commands share, and how their text becomes values. Knows no command."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +44,15 @@ def read_settings(settings: list[str] | None) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {field}: {value!r} is not a YAML value") from error
     return values
+
+
+def job_fields(flags: Mapping[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """Fields of a job by dotted path: those that flags name and were given, and the settings over them.
+
+    Raises:
+        ConfigError: a setting has no `=`, or is not YAML.
+    """
+    return {field: value for field, value in flags.items() if value not in (None, [])} | read_settings(settings)
 
 
 def storage_config(settings: list[str] | None, place: str = "storage.") -> StorageConfig:

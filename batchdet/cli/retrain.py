@@ -9,40 +9,48 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchdet.cli.evaluate import as_document
-from batchdet.cli.options import AsJson, RayAddress, Settings, read_settings
-from batchdet.cli.output import print_json, print_table
+from batchdet.cli.options import AsJson, RayAddress, Settings, job_fields
+from batchdet.cli.output import print_json
+from batchdet.cli.released import require_promoted, show_release
 from batchdet.cli.runner import build_runner
 from batchdet.config import ClusterConfig
-from batchdet.errors import GateError
 from batchdet.progress import open_progress
 
 if TYPE_CHECKING:
     from batchdet.retraining import Place, Retrained
 
 
+TrainFile = Annotated[str | None, typer.Argument(metavar="[TRAIN.yaml]", help="The job; flags override its fields.")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--labels", metavar="URI", help="An output of `batchdet label`; repeat.")
+]
+Teacher = Annotated[str | None, typer.Option(metavar="REF", help="The teacher, which the student starts from.")]
+Gold = Annotated[str | None, typer.Option(metavar="COCO.json", help="Human labels to learn from as well.")]
+GoldImages = Annotated[str | None, typer.Option(metavar="URI", help="Where the images of --gold are.")]
+HeldOut = Annotated[
+    str | None, typer.Option(metavar="COCO.json", help="Human labels to measure teacher and student on.")
+]
+HeldOutImages = Annotated[str | None, typer.Option(metavar="URI", help="Where its images are.")]
+TrainingUri = Annotated[
+    str | None, typer.Option(metavar="URI", help="Folder of this training: plan, checkpoints, steps, plot.")
+]
+Registry = Annotated[
+    str | None, typer.Option(metavar="REGISTRY/NAME", help="The student becomes the next version here.")
+]
+Steps = Annotated[int | None, typer.Option(metavar="COUNT", help="Steps of the training.")]
+
+
 def retrain(
-    train_file: Annotated[
-        str | None, typer.Argument(metavar="[TRAIN.yaml]", help="The job; flags override its fields.")
-    ] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option("--labels", metavar="URI", help="An output of `batchdet label`; repeat.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="REF", help="The teacher, which the student starts from.")
-    ] = None,
-    gold: Annotated[str | None, typer.Option(metavar="COCO.json", help="Human labels to learn from as well.")] = None,
-    images: Annotated[str | None, typer.Option(metavar="URI", help="Where the images of --gold are.")] = None,
-    held_out: Annotated[
-        str | None, typer.Option(metavar="COCO.json", help="Human labels to measure teacher and student on.")
-    ] = None,
-    held_out_images: Annotated[str | None, typer.Option(metavar="URI", help="Where its images are.")] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="URI", help="Folder of this training: plan, checkpoints, steps, plot.")
-    ] = None,
-    registry: Annotated[
-        str | None, typer.Option(metavar="REGISTRY/NAME", help="The student becomes the next version here.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Steps of the training.")] = None,
+    train_file: TrainFile = None,
+    labels: Labels = None,
+    model: Teacher = None,
+    gold: Gold = None,
+    images: GoldImages = None,
+    held_out: HeldOut = None,
+    held_out_images: HeldOutImages = None,
+    output: TrainingUri = None,
+    registry: Registry = None,
+    steps: Steps = None,
     settings: Settings = None,
     ray: RayAddress = "auto",
     as_json: AsJson = False,
@@ -52,22 +60,13 @@ def retrain(
     Again after a crash it goes on from the last checkpoint. Exits 3, and says why, where the student is not promoted;
     its version stays in the registry.
     """
-    given: dict[str, Any] = {
-        "source.outputs": labels,
-        "start.reference": model,
-        "gold.annotations": gold,
-        "gold.images": images,
-        "held_out.annotations": held_out,
-        "held_out.images": held_out_images,
-        "output": output,
-        "registry": registry,
-        "length.steps": steps,
-    }
+    flags: dict[str, Any] = {"source.outputs": labels, "start.reference": model, "length.steps": steps}
+    flags |= {"gold.annotations": gold, "gold.images": images}
+    flags |= {"held_out.annotations": held_out, "held_out.images": held_out_images}
+    flags |= {"output": output, "registry": registry}
     from batchdet.training.job import load_retrain
 
-    job = load_retrain(
-        train_file, {name: value for name, value in given.items() if value not in (None, [])} | read_settings(settings)
-    )
+    job = load_retrain(train_file, job_fields(flags, settings))
     from batchdet.retraining import retrain as run_retraining
 
     with open_progress(sys.stderr) as progress:
@@ -76,8 +75,7 @@ def retrain(
         print_json(retrained_document(made))
     else:
         _show(made)
-    if not made.release.promoted:
-        raise GateError(f"{made.release.reference} is not promoted: {'; '.join(made.release.reasons)}")
+    require_promoted(made.release)
 
 
 def build_place(ray: str) -> "Place":
@@ -111,15 +109,10 @@ def retrained_document(made: "Retrained") -> dict[str, Any]:
 
 
 def _show(made: "Retrained") -> None:
-    release = made.release
-    rows: list[tuple[str, object]] = [
-        ("promoted", "yes" if release.promoted else "no"),
-        ("instead of", release.instead_of),
+    facts = (
         ("learned from", f"{made.num_gold:,} gold and {made.num_pseudo:,} pseudo-labelled images"),
         ("steps", made.num_steps),
         ("pictures skipped", made.num_skipped),
-    ]
-    for name, measured in (("mAP of the teacher", made.teacher), ("mAP of the student", release.candidate)):
-        if measured is not None:
-            rows.append((name, f"{measured.evaluation.score.map:.3f}"))
-    print_table(("model", release.reference), rows + [("reason", reason) for reason in release.reasons])
+    )
+    measured = (("mAP of the teacher", made.teacher), ("mAP of the student", made.release.candidate))
+    show_release(made.release, measured, facts)
