@@ -107,7 +107,7 @@ def _field_path(loc: tuple[int | str, ...], tree: dict[str, Any], is_missing: bo
     path = []
     for part in loc[:-1] if is_missing else loc:
         is_named = isinstance(node, dict) and part in node
-        if is_named or (isinstance(node, list) and isinstance(part, int)):
+        if is_named or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
             node = node[part]
             path.append(part)
     return ".".join(map(str, [*path, loc[-1]] if is_missing else path))

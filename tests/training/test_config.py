@@ -49,6 +49,7 @@ def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
         ({"source": None}, "source or gold"),
         ({"losses__rcnn__rpn_background_iou": 0.8}, "rpn_background_iou 0.8 is above"),
         ({"augmentation__strong__zoom": (2.0, 1.0)}, "zoom"),
+        ({"augmentation__strong__zoom": ["wide"]}, "augmentation.strong.zoom.0: "),
         ({"length__batch": 3}, "length.batch: unknown field"),
     ],
 )
