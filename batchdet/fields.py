@@ -7,13 +7,21 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+"""0 to 1."""
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+"""0 to 1, and not 0."""
 Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
+"""0 to 1, and neither."""
 Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+"""Finite, from 0."""
 Factor = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+"""Finite, over 0."""
 Positive = Annotated[int, Field(ge=1)]
+"""Whole, from 1."""
 Count = Annotated[int, Field(ge=0)]
+"""Whole, from 0."""
 Text = Annotated[str, Field(min_length=1)]
+"""Not empty."""
 
 ANONYMOUS = ("anon", "cloud", "google_default", "browser")
 """Values of gcsfs's `token` that name a way to log in and hold no secret."""
