@@ -30,6 +30,7 @@ MAX_TWINS = 32
 _MEMORY_LIMIT = "400MB"
 _THREADS = 2
 _BATCH_ROWS = 65_536
+_COMPARED_ROWS = 1 << 19
 _WRITE = "(FORMAT parquet, COMPRESSION lz4_raw)"
 
 
@@ -76,7 +77,9 @@ class Classified:
         wanted = self._connection.sql(
             "SELECT DISTINCT size_bytes, etag FROM planned WHERE part IN ('fresh', 'stale')"
         ).to_arrow_table()
-        alike = (_alike(batch, wanted) for batch in self._comparison.labelled_bytes())
+        # What is wanted is hashed anew for every batch, so there are to be few.
+        labelled = exact_batches(self._comparison.labelled_bytes(), _COMPARED_ROWS)
+        alike = (_alike(batch, wanted) for batch in labelled)
         path = self._root / "labelled.parquet"
         if _spill(alike, LABELLED_BYTES, path):
             twinned = _quote(self._root / "twinned.parquet")

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,6 +218,27 @@ def test_of_many_alike_the_latest_few_are_twins_and_an_equal_etag_always() -> No
     twins = parts["fresh"][0].twins
     assert len(twins) == 33
     assert sorted(twin.content_digest for twin in twins if twin.run_id == RUN_IDS[0]) == ["sha256:7"]
+
+
+def test_what_is_wanted_is_hashed_a_few_times_however_many_shards_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = 0
+    is_in = pc.is_in
+
+    def counting(values: Any, value_set: Any) -> Any:
+        nonlocal hashed
+        hashed += len(value_set)
+        return is_in(values, value_set)
+
+    monkeypatch.setattr(pc, "is_in", counting)
+    images, shards = 50, 200
+    refs = [ImageRef(f"s3://b/{n}.jpg", etag=f"e{n}", size_bytes=n) for n in range(images)]
+    labelled = [
+        (ImageRef("", etag=f"e{n}", size_bytes=n), Twin(f"s3://b/old/{n}.jpg", RUN_IDS[0], n, f"sha256:{n}"))
+        for n in range(shards)
+    ]
+    _, parts = planned(refs, [], comparison=Comparison(labelled_bytes=lambda: labelled_bytes(labelled)))
+    assert all(ref.twins for ref in parts["fresh"])
+    assert hashed == 2 * images
 
 
 def test_nothing_listed() -> None:
