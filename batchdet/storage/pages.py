@@ -3,6 +3,7 @@
 A page is a list of rows (key as the filesystem spells it, etag, size in bytes, time of last change).
 """
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -158,18 +159,31 @@ def _local_pages(folder: str, max_folders: int | None) -> Iterator[list[Row]]:
             own = os.stat(current)  # noqa: PTH116
             inside = above | {(own.st_dev, own.st_ino)}
             for entry in entries:
-                if entry.is_dir():
-                    target = entry.stat()
-                    if (max_folders is None or depth < max_folders) and (target.st_dev, target.st_ino) not in inside:
+                found = _local_entry(entry)
+                if isinstance(found, os.stat_result):
+                    if (max_folders is None or depth < max_folders) and (found.st_dev, found.st_ino) not in inside:
                         pending.append((entry.path, inside, depth + 1))
-                elif entry.is_file():
-                    rows.append(_local_row(entry.path, entry.stat()))
-                elif entry.is_symlink():
-                    rows.append((entry.path, None, None, None))
+                elif found is not None:
+                    rows.append(found)
                 if len(rows) == _PAGE_ROWS:
                     yield rows
                     rows = []
         yield rows
+
+
+def _local_entry(entry: "os.DirEntry[str]") -> Row | os.stat_result | None:
+    """A folder's state, the row of a file or of a link to nothing; None of all else, and of what is gone since."""
+    try:
+        if entry.is_dir():
+            return entry.stat()
+        if entry.is_file():
+            return _local_row(entry.path, entry.stat())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    return (entry.path, None, None, None) if entry.is_symlink() else None
 
 
 def _local_row(path: str, found: os.stat_result) -> Row:

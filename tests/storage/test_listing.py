@@ -126,8 +126,22 @@ def test_links(tmp_path: Path) -> None:
     (links / "folder").symlink_to(photos)
     (links / "loop").symlink_to(links)
     (links / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (links / "itself.jpg").symlink_to(links / "itself.jpg")
     found = {uri.rsplit("/links/")[-1]: ref.size_bytes for uri, ref in listed(str(links)).items()}
-    assert found == {"file.jpg": 3, "folder/a.jpg": 3, "gone.jpg": None}
+    assert found == {"file.jpg": 3, "folder/a.jpg": 3, "gone.jpg": None, "itself.jpg": None}
+
+
+def test_a_file_that_goes_while_its_folder_is_read_is_not_listed(tmp_path: Path) -> None:
+    for number in range(10_050):
+        (tmp_path / f"{number}.jpg").touch()
+    batches = list_images(str(tmp_path), {}, ["jpg"])
+    first = next(batches)
+    names = {uri.as_py().rsplit("/")[-1] for uri in first.column("image_uri")}
+    for path in tmp_path.iterdir():
+        if path.name not in names:
+            path.unlink()
+    assert first.num_rows == 10_000
+    assert sum(batch.num_rows for batch in batches) == 0
 
 
 def test_large_folder_comes_in_bounded_batches(tmp_path: Path) -> None:
