@@ -53,11 +53,13 @@ def refuse_passwords(uris: Mapping[str, str]) -> None:
         uris: by field.
 
     Raises:
-        ValueError: one carries a user's password; names its field.
+        ValueError: one carries a user's password or a signature; names its field.
     """
     for field, uri in uris.items():
         if _PASSWORD.match(uri):
             raise ValueError(f"{field} holds a password; put credentials in the environment instead")
+        if is_signed(uri):
+            raise ValueError(f"{field} holds a secret, and would be recorded; name the object by its plain URI")
 
 
 def refuse_secrets(section: str, options: Mapping[str, Any]) -> None:
@@ -77,6 +79,11 @@ def refuse_secrets(section: str, options: Mapping[str, Any]) -> None:
 def is_secret_url(url: str) -> bool:
     """Whether the URL itself lets whoever knows it in."""
     return _SECRET_URL.search(url) is not None
+
+
+def is_signed(uri: str) -> bool:
+    """Whether a URI of an object is one of the web whose query or user lets whoever knows it in."""
+    return re.match("https?:", uri, re.IGNORECASE) is not None and is_secret_url(uri)
 
 
 def refuse_above(low: tuple[str, float], high: tuple[str, float], so: str = "") -> None:

@@ -58,6 +58,21 @@ def test_options_without_secrets_are_taken(options: dict[str, Any]) -> None:
     assert load_job(None, BASE | {"storage.source": options}).storage.source == options
 
 
+@pytest.mark.parametrize("field", ["source", "output", "model.reference"])
+@pytest.mark.parametrize(
+    "query", ["X-Amz-Signature=hush", "versionId=1&sig=hush", "X-Goog-Signature=hush", "token=hush"]
+)
+def test_a_signed_url_is_refused_and_not_shown(field: str, query: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} holds a secret") as caught:
+        load_job(None, BASE | {field: f"https://host/photos.parquet?{query}"})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["https://host/photos.parquet?version=2", "s3://photos/a?key=b.jpg"])
+def test_a_uri_without_a_secret_is_taken(source: str) -> None:
+    assert load_job(None, BASE | {"source": source}).source == source
+
+
 def test_every_field_explains_itself() -> None:
     def undocumented(model: type[Any], path: str) -> list[str]:
         found = []
