@@ -158,7 +158,7 @@ class LimitsConfig(Section):
     """When a run gives up."""
 
     max_failure_rate: Fraction = 0.05
-    """Share of failed images above which the run exits 1."""
+    """Share of failed images above which the run exits 1; one more failure is no share, unless this is 0."""
     max_attempts_per_shard: Positive = 3
     """Times a shard may lose its labeller, or a block its reader, before it is bisected to the image that kills it."""
     lease_seconds: Annotated[float, Field(ge=3.0, le=86_400.0)] = 120.0

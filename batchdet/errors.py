@@ -7,6 +7,7 @@ BatchdetError
 │   ├── OutputError            the output folder
 │   │   └── SchemaVersionError it was written with another schema version
 │   ├── ModelError             the model reference, its weights or its categories
+│   │   └── DownloadError      published weights that this machine cannot fetch
 │   └── ClusterError           the Ray cluster: address, version, resources
 ├── StorageError               one object or folder could not be read or written
 │   ├── TransientStorageError  throttling, resets, time-outs: worth another try
@@ -65,6 +66,10 @@ class SchemaVersionError(OutputError):
 
 class ModelError(UserError):
     """The model reference, its weights or its categories are unusable."""
+
+
+class DownloadError(ModelError):
+    """Published weights are not on this machine, and cannot be downloaded from it."""
 
 
 class ClusterError(UserError):

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 """0 to 1."""
@@ -44,6 +45,15 @@ class Section(BaseModel):
     """Part of a job: frozen, unknown keys refused, a docstring under each field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
+        """A `true` is no 1: it stands where somebody mistook the field."""
+        takes = bool in _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and not takes:
+            raise PydanticCustomError("boolean", "expected another kind of value than true or false")
+        return value
 
 
 def refuse_passwords(uris: Mapping[str, str]) -> None:
@@ -99,6 +109,11 @@ def refuse_above(low: tuple[str, float], high: tuple[str, float], so: str = "") 
     """
     if low[1] > high[1]:
         raise ValueError(f"{low[0]} {low[1]} is above {high[0]} {high[1]}{so}")
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """A field's type, and those it is made of."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))
 
 
 def _secret_paths(options: Any, path: str = "") -> list[str]:

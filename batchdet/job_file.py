@@ -12,6 +12,17 @@ from batchdet.fields import Section
 Config = TypeVar("Config", bound=Section)
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for place, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:place]]:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_config(form: type[Config], path: str | Path | None, overrides: dict[str, Any]) -> Config:
     """Build a job from a YAML file and overriding values by dotted path (`policy.score_threshold`).
 
@@ -39,7 +50,7 @@ def read_yaml(path: str | Path, kind: str = "job file") -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise ConfigError(f"{kind} {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -20,6 +20,12 @@ WINDOW_BYTES = 1 << 30
 """Pixels a labeller holds ahead of its detector, whatever `reading.prefetch_blocks` says."""
 
 
+BLOCK_BYTES = 64 << 20
+"""Bytes of files in a block: they are all held until the last is there."""
+UNKNOWN_BYTES = 2 << 20
+"""What an image is taken for that the listing states no size of."""
+
+
 class BlockSource(Protocol):
     """Where the blocks of a shard are read."""
 
@@ -38,9 +44,16 @@ def read_block(reader: BlockReader, refs: Sequence[ImageRef], spec: InputSpec, j
 
 
 def cut_blocks(refs: Sequence[ImageRef], block_images: int) -> Iterator[Sequence[ImageRef]]:
-    """The images of a shard in blocks, plan order kept."""
-    for start in range(0, len(refs), block_images):
-        yield refs[start : start + block_images]
+    """The images of a shard in blocks of so many, or of fewer where they are large; plan order kept."""
+    start, nbytes = 0, 0
+    for place, ref in enumerate(refs):
+        size = UNKNOWN_BYTES if ref.size_bytes is None else ref.size_bytes
+        if place > start and (place - start == block_images or nbytes + size > BLOCK_BYTES):
+            yield refs[start:place]
+            start, nbytes = place, 0
+        nbytes += size
+    if start < len(refs):
+        yield refs[start:]
 
 
 class ThreadBlocks:

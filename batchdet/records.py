@@ -314,8 +314,12 @@ class PlanCounts:
         return self.num_listed - self.num_unchanged
 
     def failures_allowed(self, max_failure_rate: float) -> float:
-        """Images that may fail: a share of those not known to be bad; a file that failed before may fail again."""
-        return self.num_failed_retry + max_failure_rate * (self.num_planned - self.num_failed_retry)
+        """Images that may fail: a share of those not known to be bad; a file that failed before may fail again.
+
+        One more failure is no rate, unless none at all is allowed: one bad file among a night's few holds up no night.
+        """
+        share = max_failure_rate * (self.num_planned - self.num_failed_retry)
+        return self.num_failed_retry + (max(1.0, share) if max_failure_rate else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from batchdet.engine.backends.choice import require_backend
 from batchdet.engine.checkpoint import load_model
 from batchdet.engine.postfilter import PostFilter
 from batchdet.errors import (
+    DownloadError,
     FailureRateError,
     InterruptedRunError,
-    ModelError,
     OpenShardsError,
     OutputError,
     StorageError,
@@ -198,10 +198,10 @@ def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
 
 
 def _model_to_compare(job: JobConfig, progress: Progress) -> ModelInfo | None:
-    """The job's model; None, and a line that says so, where this machine cannot load it."""
+    """The job's model; None, and a line that says so, where its weights are not on this machine."""
     try:
         return describe_model(job)
-    except ModelError as error:
+    except DownloadError as error:
         progress.log(f"{error}; so stale images are counted as unchanged here")
         return None
 

@@ -24,11 +24,20 @@ BASE: dict[str, Any] = {"source": "s3://a/", "output": "s3://b/", "model.referen
         ({"plan.extensions": [".jpg"]}, r"plan\.extensions\.0: "),
         ({"reading.block_images": 0}, "reading.block_images: "),
         ({"source.uri": "x"}, "source.uri: source is a single value"),
+        ({"plan.images_per_shard": True}, "plan.images_per_shard: .*true or false"),
+        ({"policy.score_threshold": True}, "policy.score_threshold: .*true or false"),
     ],
 )
 def test_a_mistake_names_its_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_job(None, BASE | fields)
+
+
+@pytest.mark.parametrize("fields", ["plan: {max_retries: 1, max_retries: 2}", "source: s3://a/\noutput: b\nsource: c"])
+def test_a_field_given_twice_is_refused_with_its_line(fields: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(fields)
+    with pytest.raises(ConfigError, match=r"job\.yaml is not YAML: line [13]: (max_retries|source) is given twice"):
+        load_job(tmp_path / "job.yaml", BASE)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,16 @@ def test_a_file_known_to_be_bad_does_not_stop_the_nights_after(source: Path, mak
     assert (row.num_labelled, row.num_failed) == (1, 1)
 
 
+def test_one_bad_file_among_a_nights_few_ends_no_run(source: Path, make_job: MakeJob) -> None:
+    label_bucket(make_job(), StandIn(), quiet())
+    (source / "bad.jpg").write_bytes(b"x")
+    row = label_bucket(make_job(), StandIn(), quiet())
+    assert (row.status, row.num_failed, row.num_unchanged) == ("complete", 1, 40)
+    (source / "bad-too.jpg").write_bytes(b"x")
+    with pytest.raises(FailureRateError, match="2 images failed already"):
+        label_bucket(make_job(**{"limits.max_failure_rate": 0}), StandIn(), quiet())
+
+
 def test_too_many_failures_end_the_run_open_until_the_limit_is_raised(source: Path, make_job: MakeJob) -> None:
     for number in range(5):
         (source / f"bad-{number}.jpg").write_bytes(b"x")

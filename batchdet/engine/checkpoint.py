@@ -29,7 +29,7 @@ from batchdet.engine.families import FAMILIES
 from batchdet.engine.family import Family
 from batchdet.engine.model_detector import ModelDetector
 from batchdet.engine.weights import check_finite, digest_weights, plain_weights, read_weights
-from batchdet.errors import ModelError
+from batchdet.errors import DownloadError, ModelError
 from batchdet.records import InputSpec, ModelFiles, ModelInfo
 
 TORCHVISION = "torchvision:"
@@ -148,7 +148,7 @@ def _fetch_torchvision(weights: Any, reference: str) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             return weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except URLError as error:
-        raise ModelError(
+        raise DownloadError(
             f"model.reference {reference}: {weights.url} cannot be downloaded ({error.reason}); "
             f"put the file into {torch.hub.get_dir()}/checkpoints yourself"
         ) from error

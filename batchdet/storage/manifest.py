@@ -23,6 +23,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from batchdet.errors import SourceError
+from batchdet.fields import is_signed
 from batchdet.storage.filesystem import Store, mapped_errors, open_store
 from batchdet.storage.schema import LISTING, UTC_TIMESTAMP
 
@@ -85,8 +86,19 @@ def _manifest_pages(store: Store) -> Iterator[pa.RecordBatch]:
         with _named_errors(store.uri):
             if "image_uri" not in raw.schema.names:
                 raise _no_image_uri(store, raw.schema.names)
-            uris = [_full_uri(uri, folder) for uri in _texts(raw, "image_uri", store.uri)]
+            written = _texts(raw, "image_uri", store.uri)
+            _refuse_signed(written, store.uri)
+            uris = [_full_uri(uri, folder) for uri in written]
             yield _page(uris, raw, ("etag", "size_bytes", "last_modified"))
+
+
+def _refuse_signed(uris: Sequence[str], manifest: str) -> None:
+    for uri in filter(is_signed, uris):
+        plain = uri.partition("?")[0].rpartition("@")[2]
+        raise SourceError(
+            f"manifest {manifest}: the URI of {plain} holds a secret, which would be recorded with its rows, and a "
+            "signature makes it a new image every time; name objects by plain URIs, such as s3://bucket/key"
+        )
 
 
 def _no_image_uri(store: Store, found: Sequence[str]) -> SourceError:

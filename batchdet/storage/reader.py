@@ -36,7 +36,7 @@ class BlockReader:
     Args:
         options: fsspec storage options of the filesystems that are not local.
         patience: how long one image is waited for.
-        max_bytes: an image listed as larger is refused unread.
+        max_bytes: an image listed as larger is refused unread, one that turns out larger is refused as well.
     """
 
     def __init__(self, options: Mapping[str, Any], patience: Patience = PATIENCE, max_bytes: int = sys.maxsize) -> None:
@@ -55,8 +55,7 @@ class BlockReader:
         jobs: dict[Hashable, list[tuple[int, _Job]]] = {}
         for position, ref in enumerate(refs):
             if (ref.size_bytes or 0) > self._max_bytes:
-                reason = f"{ref.size_bytes} bytes, more than plan.max_bytes {self._max_bytes}"
-                outcomes[position] = FailedImage(ref, "read", "too_many_bytes", reason)
+                outcomes[position] = self._too_large(ref, ref.size_bytes or 0)
                 continue
             try:
                 location = locate(ref.uri)
@@ -89,9 +88,14 @@ class BlockReader:
                 return objects.read(location.path)
 
         try:
-            return EncodedImage(ref, self._patience.run(read))
+            data = self._patience.run(read)
         except StorageError as error:
             return _unreadable(ref, location) or _failed(ref, error)
+        # What the listing says nothing of.
+        return EncodedImage(ref, data) if len(data) <= self._max_bytes else self._too_large(ref, len(data))
+
+    def _too_large(self, ref: ImageRef, nbytes: int) -> FailedImage:
+        return FailedImage(ref, "read", "too_many_bytes", f"{nbytes} bytes, more than plan.max_bytes {self._max_bytes}")
 
 
 @cache

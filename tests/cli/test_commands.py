@@ -244,6 +244,8 @@ def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "estimated_dollars": None,
     }
     assert "stale images are counted as unchanged here" in captured.err
+    assert main(["plan", *wanted[:-1], "torchvision:ssd3000"]) == 2, "a mistake is no model of another machine"
+    assert "unknown architecture" in capsys.readouterr().err
     prices = ["--set", "prices.per_hour=36", "--set", "prices.per_1000_gets=500"]
     assert main(["plan", *wanted, *prices, "--no-delete", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["estimated_dollars"] == 1.0, "0.16 s of an hour, and two requests"

@@ -165,6 +165,11 @@ REFUSED = {
     "latin.txt": ("s3://b/caf\xe9.jpg".encode("latin-1"), "utf-8"),
     "cut.txt.gz": (gzip.compress(b"s3://b/a.jpg\n" * 100)[:-9], "ended before|end-of-stream"),
     "not.txt.gz": (b"s3://b/a.jpg\n", "[Nn]ot a gzipped file"),
+    "signed.txt": (
+        b"https://b.s3.amazonaws.com/a.jpg?X-Amz-Signature=S3CRET\n",
+        "of https://b.s3.amazonaws.com/a.jpg holds",
+    ),
+    "user.txt": (b"s3://b/a.jpg\nhttps://me:S3CRET@h/a.jpg\n", "of h/a.jpg holds a secret"),
     "manifest.json": (b"{}", "not the manifest of an S3 Inventory"),
     "list/manifest.json": (b"[1", "not the manifest of an S3 Inventory"),
 }
@@ -178,6 +183,7 @@ def test_refused_in_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError, match=reason) as caught:
         listed(str(tmp_path / name))
     assert "\n" not in str(caught.value)
+    assert "S3CRET" not in str(caught.value)
     assert name in str(caught.value)
 
 

@@ -42,6 +42,13 @@ class TestPlaces:
         outcomes = BlockReader({}).fetch([ImageRef(store.child_uri(name)) for name in NASTY_NAMES])
         assert _bytes(outcomes) == [name.encode() for name in NASTY_NAMES]
 
+    @pytest.mark.parametrize("stated", [None, 3, 4])
+    def test_an_image_over_the_limit_is_refused_whatever_the_listing_says(self, tmp_path: Path, stated: int) -> None:
+        (tmp_path / "a.jpg").write_bytes(b"1234")
+        (tmp_path / "b.jpg").write_bytes(b"123")
+        refs = [ImageRef(f"file://{tmp_path}/a.jpg", size_bytes=stated), ImageRef(f"file://{tmp_path}/b.jpg")]
+        assert _bytes(BlockReader({}, max_bytes=3).fetch(refs)) == ["too_many_bytes", b"123"]
+
     def test_keys_only_an_object_store_has(self, bucket: Bucket) -> None:
         keys = [
             "a//b.jpg",
