@@ -7,14 +7,16 @@ Shape shorthand: N entries of a batch, B images, R rows of logits, C classes wit
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchdet.engine import device_nms
 from batchdet.engine.anchors import CACHED_SHAPES
-from batchdet.engine.candidates import Candidates, TopAnchors
+from batchdet.engine.candidates import Candidates, TopAnchors, any_per_image
 from batchdet.engine.device_nms import sweep_nms as sweep_nms
+from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes
 
 
 def all_finite(*outputs: Tensor) -> Tensor:
@@ -24,11 +26,19 @@ def all_finite(*outputs: Tensor) -> Tensor:
     return (torch.stack(largest, dim=1) < math.inf).all(dim=1)
 
 
-def confident_entries(logits: Tensor, usable: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
+def finite_images(rows_of: Tensor, num_images: int, *outputs: Tensor) -> Tensor:
+    """See `Steps.finite_images`."""
+    return ~any_per_image(~all_finite(*outputs), rows_of, num_images)
+
+
+def confident_entries(
+    logits: Tensor, rows_of: Tensor | None, usable: Tensor, score_thresh: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `Steps.confident_entries`."""
     scores = logits.softmax(dim=-1)
     categories = scores.shape[-1] - 1
-    flat = ((scores[..., 1:] > score_thresh) & usable[..., None]).flatten().nonzero().squeeze(1)
+    sound = usable[:, None] if rows_of is None else usable.index_select(0, rows_of)
+    flat = ((scores[..., 1:] > score_thresh) & sound[..., None]).flatten().nonzero().squeeze(1)
     rows = flat // categories
     places = flat + rows + 1  # Counted with the background.
     return rows, places - rows * (categories + 1), scores.flatten().index_select(0, places)
@@ -47,22 +57,32 @@ def beyond_limit(segments: Tensor, scores: Tensor, num_segments: int, limit: int
     return torch.empty_like(rank, dtype=torch.bool).scatter_(0, order, rank >= limit)
 
 
+def boxes(coder: Any, codes: Tensor, references: Tensor, image_index: Tensor, frames: Sequence[Frame]) -> Tensor:
+    """See `Steps.boxes`."""
+    return clip_to_frames(decode_boxes(coder, codes, references), image_index, frames)
+
+
+def with_sides(found: Candidates, smallest: float, score_thresh: float) -> Candidates:
+    """See `Steps.with_sides`."""
+    wide = ((found.boxes[:, 2:] - found.boxes[:, :2]) >= smallest).all(dim=1)
+    return found.select((wide & (found.scores >= score_thresh)).nonzero().squeeze(1))
+
+
 def survivors(found: Candidates, num_images: int, iou_threshold: float, limit: int) -> tuple[Candidates, Tensor]:
     """See `Steps.survivors`."""
     if len(found) == 0:
         return found, torch.zeros(num_images, dtype=torch.bool, device=found.scores.device)
     order = best_first(found.image_index, found.scores)
-    boxes, scores, labels = (column.index_select(0, order) for column in (found.boxes, found.scores, found.labels))
     images = found.image_index  # Sorting by image first leaves these as they are.
+    best = Candidates(*(column.index_select(0, order) for column in (found.boxes, found.scores, found.labels)), images)
     bounds = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))
-    keep = device_nms.batched_nms(boxes, labels, images, bounds, iou_threshold)
+    keep = device_nms.batched_nms(best.boxes, best.labels, images, bounds, iou_threshold)
     # Kept entries before every place, and before the first of every image.
     before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
     edges = before.index_select(0, bounds)
     rank = before[1:] - edges.index_select(0, images)
     places = (keep & (rank <= limit)).nonzero().squeeze(1)
-    left = Candidates(boxes, scores, labels, images).select(places)
-    return left, edges[1:] - edges[:-1] > limit
+    return best.select(places), edges[1:] - edges[:-1] > limit
 
 
 def best_first(lanes: Tensor, scores: Tensor) -> Tensor:

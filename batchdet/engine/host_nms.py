@@ -28,12 +28,12 @@ CHUNK_PAIRS = 1 << 16
 
 
 def batched_nms(
-    boxes: Floats, scores: Floats, groups: Ints, image_index: Ints, counts: Ints, iou_threshold: float
+    sides: Floats, scores: Floats, groups: Ints, image_index: Ints, counts: Ints, iou_threshold: float
 ) -> Mask:
     """Greedy NMS inside every group of every image, as `torchvision.ops.batched_nms` decides it image by image.
 
     Args:
-        boxes: [N, 4] xyxy, not negative.
+        sides: [4, N], the boxes' x1, y1, x2, y2, not negative.
         scores: [N].
         groups: [N], not negative.
         image_index: [N]; entries are sorted by image, then from the highest score.
@@ -44,15 +44,15 @@ def batched_nms(
         [N] bool, the kept.
     """
     torch = _torch()
-    framed = _competing_frame(boxes, groups, image_index, counts)
-    keep = np.ones(boxes.shape[0], dtype=np.bool_)
+    framed = _competing_frame(sides, groups, image_index, counts)
+    keep = np.ones(sides.shape[1], dtype=np.bool_)
     many = counts > FEW
     start = 0
     for size in counts.tolist():
         if 1 < size <= FEW:
             part = slice(start, start + size)
             kept = torch.ops.torchvision.nms(
-                torch.from_numpy(framed[part]), torch.from_numpy(scores[part]), iou_threshold
+                torch.from_numpy(framed[:, part].T), torch.from_numpy(scores[part]), iou_threshold
             )
             keep[part] = False
             keep[start + kept.numpy()] = True
@@ -60,7 +60,7 @@ def batched_nms(
     if many.any():
         crowded = slice(None) if many.all() else many[image_index]
         segments = image_index[crowded] * (int(groups.max()) + 1) + groups[crowded]
-        keep[crowded] = sweep_nms(framed[crowded], segments, iou_threshold)
+        keep[crowded] = _sweep(framed[:, crowded], segments, iou_threshold)
     return keep
 
 
@@ -72,7 +72,7 @@ def _torch() -> Any:
     return torch
 
 
-def _competing_frame(boxes: Floats, groups: Ints, image_index: Ints, counts: Ints) -> Floats:
+def _competing_frame(sides: Floats, groups: Ints, image_index: Ints, counts: Ints) -> Floats:
     """The coordinates in which torchvision compares: groups of an image lie apart, those of a large one as they are.
 
     The shift `group * (largest coordinate + 1)` rounds, so the same overlap is found only in the same coordinates.
@@ -80,9 +80,9 @@ def _competing_frame(boxes: Floats, groups: Ints, image_index: Ints, counts: Int
     filled = counts.nonzero()[0]
     starts = (np.cumsum(counts) - counts)[filled]
     step = np.zeros(counts.shape[0], dtype=np.float32)
-    step[filled] = np.maximum.reduceat(np.maximum(boxes[:, 2], boxes[:, 3]), starts) + np.float32(1)
+    step[filled] = np.maximum.reduceat(np.maximum(sides[2], sides[3]), starts) + np.float32(1)
     step[counts > shift_limit("cpu")] = 0
-    return boxes + (groups.astype(np.float32) * step[image_index])[:, None]
+    return sides + groups.astype(np.float32) * step[image_index]
 
 
 def sweep_nms(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
@@ -99,7 +99,11 @@ def sweep_nms(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
     Returns:
         [N] bool, the kept.
     """
-    line = _lay_out(boxes, segments, iou_threshold)
+    return _sweep(np.ascontiguousarray(boxes.T), segments, iou_threshold)
+
+
+def _sweep(sides: Floats, segments: Ints, iou_threshold: float) -> Mask:
+    line = _lay_out(sides, segments, iou_threshold)
     ends = np.cumsum(line.partners)
     pairs = int(ends[-1])
     marks = np.arange(CHUNK_PAIRS, pairs + CHUNK_PAIRS, CHUNK_PAIRS)
@@ -108,12 +112,12 @@ def sweep_nms(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
     for start, stop in pairwise([0, *cuts]):
         found.append(_overlapping(line, start, stop, iou_threshold))
         if pairs > CROWDED * ends.shape[0] and found[-1][0].shape[0] > COMMON * CHUNK_PAIRS:
-            return _segment_by_segment(boxes, segments, iou_threshold)
+            return _segment_by_segment(sides, segments, iou_threshold)
     first, second = (line.order[np.concatenate(column)] for column in zip(*found, strict=True))
-    return _settle(np.minimum(first, second), np.maximum(first, second), boxes.shape[0])
+    return _settle(np.minimum(first, second), np.maximum(first, second), sides.shape[1])
 
 
-def _segment_by_segment(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
+def _segment_by_segment(sides: Floats, segments: Ints, iou_threshold: float) -> Mask:
     torch = _torch()
     # One key holds the segment and the place in it, so that sorting needs not keep the order of equals.
     order = np.sort((segments << 32) + np.arange(segments.shape[0])) & 0xFFFFFFFF
@@ -122,7 +126,7 @@ def _segment_by_segment(boxes: Floats, segments: Ints, iou_threshold: float) -> 
     falling = torch.arange(order.shape[0], 0, -1, dtype=torch.float32)
     keep = np.zeros(order.shape[0], dtype=np.bool_)
     start = 0
-    for part in torch.split(torch.from_numpy(boxes[order]), parts):
+    for part in torch.split(torch.from_numpy(sides.take(order, axis=1).T), parts):
         kept = torch.ops.torchvision.nms(part, falling[: part.shape[0]], iou_threshold)
         keep[order[start + kept.numpy()]] = True
         start += part.shape[0]
@@ -144,14 +148,13 @@ class _Line:
     order: Ints
 
 
-def _lay_out(boxes: Floats, segments: Ints, iou_threshold: float) -> _Line:
-    left = boxes[:, 0].astype(np.float64)
-    least = left.min()
-    place = segments * (np.float64(boxes[:, 2].max()) - least + 1) + (left - least)
+def _lay_out(sides: Floats, segments: Ints, iou_threshold: float) -> _Line:
+    place = segments * (float(sides[2].max()) + 1)
+    place += sides[0]
     order = place.argsort()
     place = place.take(order)
-    x1, y1, x2, y2 = (side.take(order) for side in boxes.T)
-    reach = np.searchsorted(place, place + (reach_of(iou_threshold) * (x2 - x1) + ROUNDING), side="right")
+    x1, y1, x2, y2 = (side.take(order) for side in sides)
+    reach = place.searchsorted(place + (reach_of(iou_threshold) * (x2 - x1) + ROUNDING), side="right")
     return _Line((x1, y1, x2, y2), reach - np.arange(1, reach.shape[0] + 1), order)
 
 

@@ -1,49 +1,70 @@
 """`engine.steps` on the host: numpy's columns, which cost no dispatcher, and no work a batch does not need.
 
+Boxes leave `boxes` as a transposed view of the sides x1, y1, x2, y2: numpy works fast along long rows only.
 Shape shorthand: N entries of a batch, B images, R rows of logits, C classes with the background.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from batchdet.engine import host_nms
-from batchdet.engine.candidates import Candidates, TopAnchors, logit_bound
+from batchdet.engine.candidates import Candidates, TopAnchors, any_per_image, logit_bound
+from batchdet.engine.frames import Frame
 from batchdet.engine.host_nms import Floats, Ints
 
 WINDOW = 32
 """Numbers torch's reduction takes at a time."""
-CHUNK_ROWS = 4096
-"""Rows of logits looked at together: they stay in a core's cache."""
+CHUNK_ROWS = 1 << 14
+"""Rows of logits looked at together."""
+FEW_NUMBERS = 100_000
+"""Logits up to which their softmax costs less than to look for the rows that need one."""
 SAMPLED, SPARE = 16, 8
 """One value of so many is looked at to guess where the largest begin; how many times too many are taken at most."""
 
 
 def all_finite(*outputs: Tensor) -> Tensor:
     """See `Steps.all_finite`."""
-    # A sum of finite numbers may overflow, but no other number makes a finite sum.
-    if all(math.isfinite(output.sum()) for output in outputs):
-        return torch.ones(outputs[0].shape[0], dtype=torch.bool)
+    if _make_finite_sums(outputs):
+        return torch.from_numpy(np.ones(outputs[0].shape[0], dtype=np.bool_))
     verdicts = [output.flatten(1).abs().amax(dim=1) < math.inf for output in outputs]
     return torch.stack(verdicts).all(dim=0)
 
 
-def confident_entries(logits: Tensor, usable: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
+def _make_finite_sums(outputs: Sequence[Tensor]) -> bool:
+    """True only where all numbers are finite: a sum of such may overflow, but no other number makes a finite sum."""
+    return all(math.isfinite(output.sum()) for output in outputs)
+
+
+def finite_images(rows_of: Tensor, num_images: int, *outputs: Tensor) -> Tensor:
+    """See `Steps.finite_images`."""
+    if _make_finite_sums(outputs):
+        return torch.from_numpy(np.ones(num_images, dtype=np.bool_))
+    return ~any_per_image(~all_finite(*outputs), rows_of, num_images)
+
+
+def confident_entries(
+    logits: Tensor, rows_of: Tensor | None, usable: Tensor, score_thresh: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `Steps.confident_entries`."""
     table = logits.reshape(-1, logits.shape[-1])
-    likely = _likely_rows(table, logit_bound(score_thresh))
-    sound = usable.numpy().reshape(-1).take(likely)
-    if not sound.all():
-        likely = likely[sound]
-    scores = table.index_select(0, torch.from_numpy(likely)).softmax(dim=-1).numpy()
+    likely = None
+    if table.numel() > FEW_NUMBERS:
+        likely = _likely_rows(table, logit_bound(score_thresh))
+    if not usable.numpy().all():
+        likely = np.arange(table.shape[0]) if likely is None else likely
+        image = likely // max(logits.shape[1], 1) if rows_of is None else rows_of.numpy().take(likely)
+        likely = likely[usable.numpy().take(image)]
+    scores = (table if likely is None else table.index_select(0, torch.from_numpy(likely))).softmax(dim=-1).numpy()
     passing = scores > np.float32(score_thresh)
     passing[:, 0] = False  # The background is never an entry.
     places = np.flatnonzero(passing)
     place = places // table.shape[1]
-    rows, labels = likely.take(place), places - place * table.shape[1]
+    rows, labels = place if likely is None else likely.take(place), places - place * table.shape[1]
     return torch.from_numpy(rows), torch.from_numpy(labels), torch.from_numpy(scores.reshape(-1).take(places))
 
 
@@ -88,24 +109,60 @@ def beyond_limit(segments: Tensor, scores: Tensor, num_segments: int, limit: int
     return torch.from_numpy(below)
 
 
+def boxes(coder: Any, codes: Tensor, references: Tensor, image_index: Tensor, frames: Sequence[Frame]) -> Tensor:
+    """See `Steps.boxes`: the arithmetic of `frames.decode_boxes` in its order; the exponential is torch's."""
+    sides, steps = (np.array(table.numpy().T, order="C") for table in (references, codes))
+    center, size, shift, half = sides[:2], sides[2:], steps[:2], steps[2:]
+    with np.errstate(over="ignore", invalid="ignore"):  # Of outputs that are not finite, which give no detections.
+        size -= center  # Which still is the upper left corner.
+        center += np.float32(0.5) * size
+        steps /= np.asarray(coder.weights, np.float32)[:, None]
+        shift *= size
+        shift += center
+        np.minimum(half, np.float32(coder.bbox_xform_clip), out=half)
+        torch.from_numpy(half).exp_()
+        half *= size
+        half *= np.float32(0.5)
+        np.subtract(shift, half, out=sides[:2])
+        np.add(shift, half, out=sides[2:])
+        np.maximum(sides, np.float32(0), out=sides)
+        limits = np.array([(width, height, width, height) for height, width in frames], np.float32).T
+        np.minimum(sides, limits if len(frames) == 1 else limits.take(image_index.numpy(), axis=1), out=sides)
+    return torch.from_numpy(sides.T)
+
+
+def with_sides(found: Candidates, smallest: float, score_thresh: float) -> Candidates:
+    """See `Steps.with_sides`."""
+    sides = found.boxes.numpy().T
+    sound = (sides[2:] - sides[:2]).min(axis=0) >= np.float32(smallest)
+    sound &= found.scores.numpy() >= np.float32(score_thresh)
+    if sound.all():
+        return found
+    places = np.flatnonzero(sound)
+    columns = (found.scores, found.labels, found.image_index)
+    taken = (torch.from_numpy(column.numpy().take(places)) for column in columns)
+    return Candidates(torch.from_numpy(sides.take(places, axis=1).T), *taken)
+
+
 def survivors(found: Candidates, num_images: int, iou_threshold: float, limit: int) -> tuple[Candidates, Tensor]:
     """See `Steps.survivors`."""
-    over = torch.zeros(num_images, dtype=torch.bool)
+    over = np.zeros(num_images, dtype=np.bool_)
     if len(found) == 0:
-        return found, over
+        return found, torch.from_numpy(over)
     image = found.image_index.numpy()
     order = _best_first(image, found.scores.numpy())
     counts = np.bincount(image, minlength=num_images)
-    boxes, scores, labels = (column.numpy()[order] for column in (found.boxes, found.scores, found.labels))
-    keep = host_nms.batched_nms(boxes, scores, labels, image, counts, iou_threshold).nonzero()[0]
+    sides = found.boxes.numpy().T.take(order, axis=1)
+    scores, labels = found.scores.numpy().take(order), found.labels.numpy().take(order)
+    keep = host_nms.batched_nms(sides, scores, labels, image, counts, iou_threshold).nonzero()[0]
     image = image.take(keep)
     counts = np.bincount(image, minlength=num_images)
     if counts.max() > limit:
-        over = torch.from_numpy(counts > limit)
+        over = counts > limit
         leading = np.arange(image.shape[0]) - (np.cumsum(counts) - counts).take(image) < limit
         keep, image = keep[leading], image[leading]
-    columns = (boxes[keep], scores.take(keep), labels.take(keep), image)
-    return Candidates(*(torch.from_numpy(column) for column in columns)), over
+    columns = (sides.T.take(keep, axis=0), scores.take(keep), labels.take(keep), image)
+    return Candidates(*(torch.from_numpy(column) for column in columns)), torch.from_numpy(over)
 
 
 def _best_first(lanes: Ints, scores: Floats) -> Ints:

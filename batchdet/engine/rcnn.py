@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from batchdet.engine.anchors import CACHED_SHAPES, reference_boxes
-from batchdet.engine.candidates import Candidates, any_per_image
+from batchdet.engine.candidates import Candidates
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
-from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
+from batchdet.engine.frames import Frame, rescale
 from batchdet.engine.parts import Drift, Networks, Part
 from batchdet.engine.rcnn_networks import TrunkOutputs, pool_regions, rcnn_drift, rcnn_parts, run_trunk
 from batchdet.engine.steps import Steps, steps_for
@@ -114,11 +114,10 @@ def propose_from(
     num_images = top.anchors.shape[0]
     images, levels = _places_of(num_images, top.levels, anchors.device)
     scores = top.objectness.sigmoid().flatten()
-    boxes = decode_boxes(rpn.box_coder, top.codes.reshape(-1, 4), anchors.index_select(0, top.anchors.flatten()))
-    boxes = clip_to_frames(boxes, images, sizes)
+    references = anchors.index_select(0, top.anchors.flatten())
+    boxes = steps.boxes(rpn.box_coder, top.codes.reshape(-1, 4), references, images, sizes)
     # Comparisons with NaN are false, so nothing of a network gone wrong comes through.
-    sound = (_has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh)).nonzero().squeeze(1)
-    found = Candidates(boxes, scores, levels, images).select(sound)
+    found = steps.with_sides(Candidates(boxes, scores, levels, images), rpn.min_size, rpn.score_thresh)
     left, _ = steps.survivors(found, num_images, rpn.nms_thresh, rpn.post_nms_top_n())
     return Detections(left.boxes, left.scores, left.labels, left.image_index, torch.zeros_like(finite), finite)
 
@@ -155,23 +154,14 @@ def postprocess(
     """
     steps = steps or steps_for(logits.device)
     num_images, num_classes = proposals.finite.shape[0], logits.shape[1]
-    broken = any_per_image(~steps.all_finite(logits, codes), proposals.image_index, num_images)
-    finite = proposals.finite & ~broken
-    usable = finite.index_select(0, proposals.image_index)
-    rows, labels, scores = steps.confident_entries(logits, usable, heads.score_thresh)
+    finite = proposals.finite & steps.finite_images(proposals.image_index, num_images, logits, codes)
+    rows, labels, scores = steps.confident_entries(logits, proposals.image_index, finite, heads.score_thresh)
     images = proposals.image_index.index_select(0, rows)
     codes = codes.reshape(-1, 4).index_select(0, rows * num_classes + labels)
-    boxes = decode_boxes(heads.box_coder, codes, proposals.boxes.index_select(0, rows))
-    boxes = clip_to_frames(boxes, images, sizes)
-    found = Candidates(boxes, scores, labels, images)
-    found = found.select(_has_sides(boxes, SMALLEST_SIDE).nonzero().squeeze(1))
+    boxes = steps.boxes(heads.box_coder, codes, proposals.boxes.index_select(0, rows), images, sizes)
+    found = steps.with_sides(Candidates(boxes, scores, labels, images), SMALLEST_SIDE, heads.score_thresh)
     left, over = steps.survivors(found, num_images, heads.nms_thresh, heads.detections_per_img)
     return Detections(left.boxes, left.scores, left.labels, left.image_index, over, finite)
-
-
-def _has_sides(boxes: Tensor, smallest: float) -> Tensor:
-    """[N] bool: both sides at least `smallest` pixels, as `torchvision.ops.remove_small_boxes` measures them."""
-    return ((boxes[:, 2:] - boxes[:, :2]) >= smallest).all(dim=1)
 
 
 def freeze_norms(model: nn.Module, weights: Mapping[str, Tensor], epsilon: float | None) -> None:

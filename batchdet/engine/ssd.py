@@ -19,7 +19,7 @@ from batchdet.engine.candidates import Candidates, any_per_image
 from batchdet.engine.detections import Detections
 from batchdet.engine.detector import Batch
 from batchdet.engine.family import Thresholds
-from batchdet.engine.frames import Frame, clip_to_frames, decode_boxes, rescale
+from batchdet.engine.frames import Frame, decode_boxes, rescale
 from batchdet.engine.parts import Drift, Networks, Part, largest_difference, probe_pictures
 from batchdet.engine.steps import Steps, steps_for
 
@@ -172,8 +172,7 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any, steps:
     steps = steps or steps_for(outputs.logits.device)
     num_images, num_anchors, num_classes = outputs.logits.shape
     finite = steps.all_finite(outputs.offsets, outputs.logits)
-    usable = finite[:, None].expand(num_images, num_anchors)
-    rows, labels, scores = steps.confident_entries(outputs.logits, usable, model.score_thresh)
+    rows, labels, scores = steps.confident_entries(outputs.logits, None, finite, model.score_thresh)
     images = rows // num_anchors
     capped = torch.zeros_like(finite)
     segments = images * num_classes + labels
@@ -184,7 +183,7 @@ def postprocess(outputs: HeadOutputs, sizes: Sequence[Frame], model: Any, steps:
         rows, scores, labels, images = (column.index_select(0, top) for column in (rows, scores, labels, images))
 
     codes = outputs.offsets.reshape(-1, 4).index_select(0, rows)
-    boxes = decode_boxes(model.box_coder, codes, outputs.default_boxes.index_select(0, rows - images * num_anchors))
-    found = Candidates(clip_to_frames(boxes, images, sizes), scores, labels, images)
+    defaults = outputs.default_boxes.index_select(0, rows - images * num_anchors)
+    found = Candidates(steps.boxes(model.box_coder, codes, defaults, images, sizes), scores, labels, images)
     left, over = steps.survivors(found, num_images, model.nms_thresh, model.detections_per_img)
     return Detections(left.boxes, left.scores, left.labels, left.image_index, capped | over, finite)

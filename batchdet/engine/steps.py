@@ -7,13 +7,14 @@ Shape shorthand: N entries of a batch, B images, R rows of logits, C classes wit
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from batchdet.engine import device_steps, host_steps
 from batchdet.engine.candidates import Candidates, TopAnchors
+from batchdet.engine.frames import Frame
 
 
 class Steps(Protocol):
@@ -23,12 +24,19 @@ class Steps(Protocol):
         """[M] bool: every number at that place is finite, in all of the tensors [M, ...]."""
         ...
 
-    def confident_entries(self, logits: Tensor, usable: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
+    def finite_images(self, rows_of: Tensor, num_images: int, *outputs: Tensor) -> Tensor:
+        """[B] bool: every number of an image's rows is finite, in all of the tensors [R, ...]; rows_of: [R] int64."""
+        ...
+
+    def confident_entries(
+        self, logits: Tensor, rows_of: Tensor | None, usable: Tensor, score_thresh: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Entries whose softmax passes the threshold.
 
         Args:
-            logits: [..., C] with R rows in all; class 0 is the background, and never an entry.
-            usable: [...] bool; other rows give no entries.
+            logits: [R, C]; class 0 is the background, and never an entry. [B, R / B, C] where `rows_of` is None.
+            rows_of: [R] int64, the image of every row.
+            usable: [B] bool; rows of other images give no entries.
             score_thresh: in (0, 1).
 
         Returns:
@@ -47,6 +55,30 @@ class Steps(Protocol):
 
         Returns:
             [N] bool; None where no segment has as many.
+        """
+        ...
+
+    def boxes(
+        self, coder: Any, codes: Tensor, references: Tensor, image_index: Tensor, frames: Sequence[Frame]
+    ) -> Tensor:
+        """Boxes decoded, and clipped to the frame of their image; see `frames.decode_boxes`.
+
+        Args:
+            coder: holds `weights` and `bbox_xform_clip`.
+            codes: [N, 4] float32 (dx, dy, dw, dh).
+            references: [N, 4] float32 xyxy.
+            image_index: [N] int64.
+            frames: B frames.
+
+        Returns:
+            [N, 4] float32 xyxy.
+        """
+        ...
+
+    def with_sides(self, found: Candidates, smallest: float, score_thresh: float) -> Candidates:
+        """Those with both sides at least `smallest` pixels, and a score of at least the threshold.
+
+        `torchvision.ops.remove_small_boxes` measures the sides. Nothing that is NaN is among them.
         """
         ...
 
