@@ -23,6 +23,8 @@ FEW = 300
 """Boxes of an image up to which torchvision's kernel, which compares every kept box with all others, costs less."""
 CROWDED, COMMON = 24, 1 / 8
 """Partners of a box on average, and share of pairs that do overlap too much, from which the kernel costs less again."""
+FEW_PAIRS = 1 << 14
+"""Pairs up to which all are compared, without a look first at how they lie along y."""
 CHUNK_PAIRS = 1 << 16
 """Pairs compared together: their columns stay in a core's cache."""
 
@@ -104,17 +106,20 @@ def sweep_nms(boxes: Floats, segments: Ints, iou_threshold: float) -> Mask:
 
 def _sweep(sides: Floats, segments: Ints, iou_threshold: float) -> Mask:
     line = _lay_out(sides, segments, iou_threshold)
-    ends = np.cumsum(line.partners)
+    ends = line.partners.cumsum()
     pairs = int(ends[-1])
+    if pairs <= FEW_PAIRS:
+        first, second = _compare(line, *_pairs(line, 0, ends.shape[0]), iou_threshold)
+        return _settle(first, second, ends.shape[0])
     marks = np.arange(CHUNK_PAIRS, pairs + CHUNK_PAIRS, CHUNK_PAIRS)
     cuts = np.unique(np.minimum(np.searchsorted(ends, marks) + 1, ends.shape[0])).tolist()
-    found = [(line.order[:0], line.order[:0])]
+    found = []
     for start, stop in pairwise([0, *cuts]):
-        found.append(_overlapping(line, start, stop, iou_threshold))
+        found.append(_compare(line, *_near_pairs(line, start, stop, iou_threshold), iou_threshold))
         if pairs > CROWDED * ends.shape[0] and found[-1][0].shape[0] > COMMON * CHUNK_PAIRS:
             return _segment_by_segment(sides, segments, iou_threshold)
-    first, second = (line.order[np.concatenate(column)] for column in zip(*found, strict=True))
-    return _settle(np.minimum(first, second), np.maximum(first, second), sides.shape[1])
+    first, second = (np.concatenate(column) for column in zip(*found, strict=True))
+    return _settle(first, second, ends.shape[0])
 
 
 def _segment_by_segment(sides: Floats, segments: Ints, iou_threshold: float) -> Mask:
@@ -158,30 +163,46 @@ def _lay_out(sides: Floats, segments: Ints, iou_threshold: float) -> _Line:
     return _Line((x1, y1, x2, y2), reach - np.arange(1, reach.shape[0] + 1), order)
 
 
-def _overlapping(line: _Line, start: int, stop: int, iou_threshold: float) -> tuple[Ints, Ints]:
-    """Pairs [P], [P] above the threshold of the boxes from `start` to `stop` with their partners."""
+def _pairs(line: _Line, start: int, stop: int) -> tuple[Ints, Ints]:
+    """The boxes from `start` to `stop` with their partners, [P] and [P]."""
+    partners = line.partners[start:stop]
+    first = np.repeat(np.arange(start, stop), partners)
+    # Partners follow their box; pairs of earlier boxes are counted away.
+    skipped = np.arange(start + 1, stop + 1) - (partners.cumsum() - partners)
+    second = np.arange(first.shape[0])
+    second += np.repeat(skipped, partners)
+    return first, second
+
+
+def _near_pairs(line: _Line, start: int, stop: int, iou_threshold: float) -> tuple[Ints, Ints]:
+    """Those that lie close enough along y too: a partner may begin higher, or end lower, but is hardly shorter."""
+    first, second = _pairs(line, start, stop)
     _, top, _, bottom = line.sides
-    rows, partners = np.arange(start, stop), line.partners[start:stop]
-    first = np.repeat(rows, partners)
-    second = np.arange(first.shape[0]) - np.repeat(np.cumsum(partners) - partners - rows - 1, partners)
-    # The same bound along y, of both sides: a partner may be higher, but hardly shorter.
+    partners = line.partners[start:stop]
     slack = np.float32(reach_of(iou_threshold)) * (bottom[start:stop] - top[start:stop]) + np.float32(ROUNDING)
     near = top.take(second) <= np.repeat(top[start:stop] + slack, partners)
     near &= bottom.take(second) >= np.repeat(bottom[start:stop] - slack, partners)
     likely = near.nonzero()[0]
-    return _compare(line.sides, first.take(likely), second.take(likely), iou_threshold)
+    return first.take(likely), second.take(likely)
 
 
-def _compare(sides: tuple[Floats, ...], first: Ints, second: Ints, iou_threshold: float) -> tuple[Ints, Ints]:
-    """The pairs whose IoU is above the threshold."""
-    x1, y1, x2, y2 = (side.take(first) for side in sides)
-    u1, v1, u2, v2 = (side.take(second) for side in sides)
-    wide = np.maximum(np.minimum(x2, u2) - np.maximum(x1, u1), 0)
-    inter = wide * np.maximum(np.minimum(y2, v2) - np.maximum(y1, v1), 0)
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inter
+def _compare(line: _Line, first: Ints, second: Ints, iou_threshold: float) -> tuple[Ints, Ints]:
+    """The pairs whose IoU is above the threshold, as where the earlier and the later entry stood."""
+    x1, y1, x2, y2 = (side.take(first) for side in line.sides)
+    u1, v1, u2, v2 = (side.take(second) for side in line.sides)
+    areas = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)
+    inter = np.minimum(x2, u2, out=x2)
+    inter -= np.maximum(x1, u1, out=x1)
+    np.maximum(inter, 0, out=inter)
+    high = np.minimum(y2, v2, out=y2)
+    high -= np.maximum(y1, v1, out=y1)
+    inter *= np.maximum(high, 0, out=high)
+    areas -= inter
     with np.errstate(invalid="ignore"):  # Two boxes without area: 0 / 0, and NaN is above nothing.
-        above = (inter / union > np.float32(float32_bound(iou_threshold))).nonzero()[0]
-    return first.take(above), second.take(above)
+        inter /= areas
+        above = (inter > np.float32(float32_bound(iou_threshold))).nonzero()[0]
+    first, second = line.order.take(first.take(above)), line.order.take(second.take(above))
+    return np.minimum(first, second), np.maximum(first, second)
 
 
 def _settle(first: Ints, second: Ints, count: int) -> Mask:

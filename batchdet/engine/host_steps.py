@@ -55,14 +55,14 @@ def confident_entries(
     likely = None
     if table.numel() > FEW_NUMBERS:
         likely = _likely_rows(table, logit_bound(score_thresh))
-    if not usable.numpy().all():
+    if not all(usable.tolist()):
         likely = np.arange(table.shape[0]) if likely is None else likely
         image = likely // max(logits.shape[1], 1) if rows_of is None else rows_of.numpy().take(likely)
         likely = likely[usable.numpy().take(image)]
     scores = (table if likely is None else table.index_select(0, torch.from_numpy(likely))).softmax(dim=-1).numpy()
     passing = scores > np.float32(score_thresh)
     passing[:, 0] = False  # The background is never an entry.
-    places = np.flatnonzero(passing)
+    places = passing.reshape(-1).nonzero()[0]
     place = places // table.shape[1]
     rows, labels = place if likely is None else likely.take(place), places - place * table.shape[1]
     return torch.from_numpy(rows), torch.from_numpy(labels), torch.from_numpy(scores.reshape(-1).take(places))
@@ -134,11 +134,11 @@ def boxes(coder: Any, codes: Tensor, references: Tensor, image_index: Tensor, fr
 def with_sides(found: Candidates, smallest: float, score_thresh: float) -> Candidates:
     """See `Steps.with_sides`."""
     sides = found.boxes.numpy().T
-    sound = (sides[2:] - sides[:2]).min(axis=0) >= np.float32(smallest)
+    sound = np.minimum(sides[2] - sides[0], sides[3] - sides[1]) >= np.float32(smallest)
     sound &= found.scores.numpy() >= np.float32(score_thresh)
-    if sound.all():
+    places = sound.nonzero()[0]
+    if places.shape[0] == sound.shape[0]:
         return found
-    places = np.flatnonzero(sound)
     columns = (found.scores, found.labels, found.image_index)
     taken = (torch.from_numpy(column.numpy().take(places)) for column in columns)
     return Candidates(torch.from_numpy(sides.take(places, axis=1).T), *taken)
@@ -146,9 +146,8 @@ def with_sides(found: Candidates, smallest: float, score_thresh: float) -> Candi
 
 def survivors(found: Candidates, num_images: int, iou_threshold: float, limit: int) -> tuple[Candidates, Tensor]:
     """See `Steps.survivors`."""
-    over = np.zeros(num_images, dtype=np.bool_)
     if len(found) == 0:
-        return found, torch.from_numpy(over)
+        return found, torch.zeros(num_images, dtype=torch.bool)
     image = found.image_index.numpy()
     order = _best_first(image, found.scores.numpy())
     counts = np.bincount(image, minlength=num_images)
@@ -157,8 +156,8 @@ def survivors(found: Candidates, num_images: int, iou_threshold: float, limit: i
     keep = host_nms.batched_nms(sides, scores, labels, image, counts, iou_threshold).nonzero()[0]
     image = image.take(keep)
     counts = np.bincount(image, minlength=num_images)
-    if counts.max() > limit:
-        over = counts > limit
+    over = counts > limit
+    if any(over.tolist()):
         leading = np.arange(image.shape[0]) - (np.cumsum(counts) - counts).take(image) < limit
         keep, image = keep[leading], image[leading]
     columns = (sides.T.take(keep, axis=0), scores.take(keep), labels.take(keep), image)
