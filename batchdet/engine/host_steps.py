@@ -188,9 +188,11 @@ def top_anchors(objectness: Sequence[Tensor], deltas: Sequence[Tensor], limit: i
         num_images, kinds, cells = level.shape[0], level.shape[1], level.shape[2] * level.shape[3]
         values = level.reshape(num_images, kinds * cells).numpy()
         best = np.stack([_top(row, kinds, min(limit, kinds * cells)) for row in values])
-        image, kind, cell = np.arange(num_images)[:, None], best % kinds, best // kinds
-        grid = level_codes.reshape(num_images, kinds, 4, cells).numpy()
-        parts.append((best + offset, values[image, kind * cells + cell], grid[image, kind, :, cell]))
+        cell = best // kinds
+        row = best - cell * kinds + kinds * np.arange(num_images)[:, None]  # Of a kind of an image.
+        first = (row * (4 * cells) + cell)[:, :, None]
+        four = level_codes.reshape(-1).numpy().take(first + np.arange(0, 4 * cells, cells))
+        parts.append((best + offset, values.reshape(-1).take(row * cells + cell), four))
         offset += kinds * cells
     anchors, logits, codes = (torch.from_numpy(np.concatenate(column, axis=1)) for column in zip(*parts, strict=True))
     return TopAnchors(anchors, logits, codes, tuple(part[0].shape[1] for part in parts))
