@@ -73,16 +73,17 @@ def survivors(found: Candidates, num_images: int, iou_threshold: float, limit: i
     if len(found) == 0:
         return found, torch.zeros(num_images, dtype=torch.bool, device=found.scores.device)
     order = best_first(found.image_index, found.scores)
+    boxes, scores, labels = (column.index_select(0, order) for column in (found.boxes, found.scores, found.labels))
     images = found.image_index  # Sorting by image first leaves these as they are.
-    best = Candidates(*(column.index_select(0, order) for column in (found.boxes, found.scores, found.labels)), images)
     bounds = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))
-    keep = device_nms.batched_nms(best.boxes, best.labels, images, bounds, iou_threshold)
+    keep = device_nms.batched_nms(boxes, labels, images, bounds, iou_threshold)
     # Kept entries before every place, and before the first of every image.
     before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
     edges = before.index_select(0, bounds)
     rank = before[1:] - edges.index_select(0, images)
     places = (keep & (rank <= limit)).nonzero().squeeze(1)
-    return best.select(places), edges[1:] - edges[:-1] > limit
+    left = Candidates(boxes, scores, labels, images).select(places)
+    return left, edges[1:] - edges[:-1] > limit
 
 
 def best_first(lanes: Tensor, scores: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ WINDOW = 32
 CHUNK_ROWS = 1 << 14
 """Rows of logits looked at together."""
 FEW_NUMBERS = 100_000
-"""Logits up to which their softmax costs less than to look for the rows that need one."""
+"""Logits in wide rows up to which their softmax costs less than to look for the rows that need one."""
 SAMPLED, SPARE = 16, 8
 """One value of so many is looked at to guess where the largest begin; how many times too many are taken at most."""
 
@@ -53,7 +53,7 @@ def confident_entries(
     """See `Steps.confident_entries`."""
     table = logits.reshape(-1, logits.shape[-1])
     likely = None
-    if table.numel() > FEW_NUMBERS:
+    if table.shape[1] <= WINDOW or table.numel() > FEW_NUMBERS:
         likely = _likely_rows(table, logit_bound(score_thresh))
     if not all(usable.tolist()):
         likely = np.arange(table.shape[0]) if likely is None else likely

@@ -128,7 +128,9 @@ def test_pairs_are_compared_in_chunks(
 ) -> None:
     boxes, _, labels, _ = random_entries([700], 3, 50.0, seed=2)
     monkeypatch.setattr(host_nms, "CROWDED", 1 << 40)
+    monkeypatch.setattr(host_nms, "FEW_PAIRS", 1 << 40)
     whole = steps.sweep_nms(boxes, labels, 0.4)
+    monkeypatch.setattr(host_nms, "FEW_PAIRS", 0)
     monkeypatch.setattr(module, "CHUNK_PAIRS", chunk)
     assert torch.equal(steps.sweep_nms(boxes, labels, 0.4), whole)
 

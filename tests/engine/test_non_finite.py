@@ -126,3 +126,14 @@ def test_all_finite_is_asked_of_every_tensor(steps: Steps, values: list[list[flo
 def test_no_rows_are_no_verdicts(steps: Steps) -> None:
     none: Tensor = torch.zeros(0, 4)
     assert steps.all_finite(none, none).tolist() == []
+
+
+@pytest.mark.parametrize("steps", [HOST, DEVICE], ids=["host", "device"])
+def test_a_bad_number_in_a_row_fails_its_image(steps: Steps) -> None:
+    sound, rows_of = torch.zeros(4, 3), torch.tensor([0, 0, 2, 3])
+    assert steps.finite_images(rows_of, 4, sound, sound).tolist() == [True] * 4
+    bad = sound.clone()
+    bad[1, 2], bad[3, 0] = NAN, -INF
+    assert steps.finite_images(rows_of, 4, sound, bad).tolist() == [False, True, True, False]
+    huge = torch.full((4, 3), 3e38)
+    assert steps.finite_images(rows_of, 4, huge).all()

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchdet.engine import host_steps
 from batchdet.engine.detections import Detections
 from batchdet.engine.ssd import HeadOutputs, postprocess
 from batchdet.engine.steps import DEVICE, HOST, Steps
@@ -139,10 +140,18 @@ LOGITS = (-1e4, -3.0, 0.0, 1.0, 2.5, 9.0, 9.0, 3e3, 1e4, float("nan"), float("in
     odd=st.integers(0, 40),
     finite=st.booleans(),
     limits=st.sampled_from([(1, 1), (7, 3), (400, 200)]),
+    few=st.sampled_from([0, host_steps.FEW_NUMBERS]),
     seed=st.integers(0, 2**31),
 )
 def test_odd_heads_give_the_same_on_host_and_device_and_sound_ones_torchvisions(
-    num_images: int, num_classes: int, threshold: float, odd: int, finite: bool, limits: tuple[int, int], seed: int
+    num_images: int,
+    num_classes: int,
+    threshold: float,
+    odd: int,
+    finite: bool,
+    limits: tuple[int, int],
+    few: int,
+    seed: int,
 ) -> None:
     """Huge and equal logits, flat rows, numbers that are none, caps that bite everywhere or nowhere."""
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +167,9 @@ def test_odd_heads_give_the_same_on_host_and_device_and_sound_ones_torchvisions(
     logits[0, : odd // 4] = logits[0, 0]
     offsets = torch.randn(num_images, count, 4, generator=generator)
     outputs, sizes = HeadOutputs(offsets, logits, defaults), [(320, 320)] * num_images
-    found = postprocess(outputs, sizes, model, HOST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_steps, "FEW_NUMBERS", few)
+        found = postprocess(outputs, sizes, model, HOST)
     assert_same(postprocess(outputs, sizes, model, DEVICE), found)
     assert found.finite.tolist() == logits.flatten(1).isfinite().all(dim=1).tolist()
     alone = model.postprocess_detections({"bbox_regression": offsets, "cls_logits": logits}, [defaults] * 3, sizes)
