@@ -80,7 +80,7 @@ def _competing_frame(sides: Floats, groups: Ints, image_index: Ints, counts: Int
     The shift `group * (largest coordinate + 1)` rounds, so the same overlap is found only in the same coordinates.
     """
     filled = counts.nonzero()[0]
-    starts = (np.cumsum(counts) - counts)[filled]
+    starts = (counts.cumsum() - counts)[filled]
     step = np.zeros(counts.shape[0], dtype=np.float32)
     step[filled] = np.maximum.reduceat(np.maximum(sides[2], sides[3]), starts) + np.float32(1)
     step[counts > shift_limit("cpu")] = 0
