@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from functools import lru_cache
+from typing import NoReturn, TypeVar
 
 import tenacity
 
@@ -36,16 +37,19 @@ class Patience:
         Raises:
             TransientStorageError: the last one, saying how often it was tried; and whatever else `call` raises.
         """
-        return tenacity.Retrying(**self._rules())(call)
+        return retrying(self)(call)
 
-    def _rules(self) -> dict[str, Any]:
-        return {
-            "retry": tenacity.retry_if_exception_type(TransientStorageError),
-            "stop": tenacity.stop_after_attempt(self.attempts) | tenacity.stop_after_delay(self.give_up_s),
-            "wait": tenacity.wait_exponential(multiplier=self.first_wait_s, max=self.longest_wait_s)
-            + tenacity.wait_random(0, self.first_wait_s),
-            "retry_error_callback": _give_up,
-        }
+
+@lru_cache
+def retrying(patience: Patience) -> tenacity.Retrying:
+    """The rules as tenacity keeps them, for all threads: making them costs more than a try without a fault."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TransientStorageError),
+        stop=tenacity.stop_after_attempt(patience.attempts) | tenacity.stop_after_delay(patience.give_up_s),
+        wait=tenacity.wait_exponential(multiplier=patience.first_wait_s, max=patience.longest_wait_s)
+        + tenacity.wait_random(0, patience.first_wait_s),
+        retry_error_callback=_give_up,
+    )
 
 
 def _give_up(state: tenacity.RetryCallState) -> NoReturn:

@@ -107,7 +107,7 @@ def write_plan(output: Store, plan: RunPlan, shards: Iterator[pa.RecordBatch]) -
 
 def _write_manifests(output: Store, plan: RunPlan, shards: Iterator[pa.RecordBatch]) -> None:
     """Manifest files one after the other: one file of row groups is all that is held in memory."""
-    options = writer_options(PLANNED, Encoding(sorted_by=("image_uri",)))
+    options = writer_options(PLANNED, Encoding(sorted_by=("image_uri",), level=1))
     schema = PLANNED.with_metadata(plan.header.stamp.metadata())
     for number in range(-(-plan.num_shards // plan.shards_per_file)):
         sink = pa.BufferOutputStream()

@@ -121,7 +121,7 @@ written before. To add one, name it in its table above and here; readers and vie
 _VERSION_KEY = b"batchdet.schema_version"
 BACKEND_KEY = b"batchdet.backend"
 """Metadata of a file: what computed its rows."""
-ROW_GROUP_ROWS = 65_536
+ROW_GROUP_ROWS = 131_072
 """Rows of a row group: what a reader that prunes can skip."""
 
 
@@ -161,12 +161,14 @@ class Encoding:
         sorted_by: columns the rows are sorted by, all ascending.
         statistics: columns whose least and greatest value readers may skip rows by; None for all.
         level: of zstd.
+        uncompressed: columns that lie as their dictionary's bits, which zstd cannot make smaller.
     """
 
     dictionary: tuple[str, ...] = ()
     sorted_by: tuple[str, ...] = ()
     statistics: tuple[str, ...] | None = None
     level: int = 3
+    uncompressed: tuple[str, ...] = ()
 
 
 IMAGES_ENCODING = Encoding(
@@ -188,6 +190,7 @@ DETECTIONS_ENCODING = Encoding(
     sorted_by=("image_uri", "detection_index"),
     statistics=("image_uri", "detection_index", "label", "accepted"),
     level=1,
+    uncompressed=("label", "category"),
 )
 RUNS_ENCODING = Encoding()
 
@@ -203,12 +206,22 @@ def encode_table(table: pa.Table, encoding: Encoding, stamp: FileStamp) -> bytes
 def writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     """Options of `pyarrow.parquet.ParquetWriter` for a table of this schema."""
     return {
-        "compression": "zstd",
-        "compression_level": encoding.level,
+        **_compression(schema, encoding),
         "use_dictionary": list(encoding.dictionary),
         "sorting_columns": [pq.SortingColumn(schema.get_field_index(name)) for name in encoding.sorted_by],
         "write_statistics": True if encoding.statistics is None else list(encoding.statistics),
         "write_page_index": True,
+    }
+
+
+def _compression(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
+    if not encoding.uncompressed:
+        return {"compression": "zstd", "compression_level": encoding.level}
+    # By name, of which nested columns have none: no table with one leaves a column uncompressed.
+    packed = [name for name in schema.names if name not in encoding.uncompressed]
+    return {
+        "compression": dict.fromkeys(packed, "zstd") | dict.fromkeys(encoding.uncompressed, "none"),
+        "compression_level": dict.fromkeys(packed, encoding.level),
     }
 
 

@@ -266,6 +266,15 @@ def test_batches_have_the_size_asked_for(rows: int) -> None:
         assert set(sizes[:-1]) <= {rows}
 
 
+@pytest.mark.parametrize("shared", ["s3://b/", "s3://b/e", "s3://b/写\U0001f600\u200d", "s3://b/it's\0%"])
+def test_order_is_of_utf8_bytes_whatever_all_uris_begin_with(shared: str) -> None:
+    ends = ("", "a", "A", "\u0301", "\u0301a", "\U0001f600", "\uffee", "\0", "'", " ")
+    for uris in ([shared], [shared + end for end in ends]):
+        with classified(listing([ImageRef(uri) for uri in uris]), [], DEFAULTS, Comparison()) as result:
+            found = [uri for batch in result.batches("fresh", 3) for uri in batch.column("image_uri").to_pylist()]
+        assert found == sorted(uris, key=str.encode)
+
+
 def test_local_files_go_with_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with classified(listing([ImageRef("s3://b/a.jpg")]), [], DEFAULTS, Comparison()) as result:

@@ -7,8 +7,11 @@ import resource
 import socket
 import stat
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from batchdet.errors import (
     TransientStorageError,
 )
 from batchdet.storage.filesystem import Store, open_store
-from batchdet.storage.patience import Patience
+from batchdet.storage.patience import Patience, retrying
 from tests.servers.faults import Fault, FaultProxy
 from tests.servers.s3 import Bucket, S3Server
 from tests.storage.stores import IMPATIENT, NASTY_NAMES, SHORT_TIMEOUTS
@@ -485,11 +488,30 @@ class TestPatience:
         assert len(calls) == 1
 
     def test_waits_grow_and_are_bounded(self) -> None:
-        waits = [
-            Patience()._rules()["wait"](type("State", (), {"attempt_number": number})()) for number in range(1, 10)
-        ]
+        wait = retrying(Patience()).wait
+        waits = [wait(type("State", (), {"attempt_number": number})()) for number in range(1, 10)]
         assert all(0.2 * 2**n <= wait <= 0.2 * 2**n + 0.2 for n, wait in enumerate(waits[:4]))
         assert max(waits) <= 5.2
+
+    def test_calls_inside_calls_and_of_other_threads_have_attempts_of_their_own(self) -> None:
+        calls: Counter[tuple[int, str]] = Counter()
+
+        def fail(number: int, place: str) -> None:
+            calls[number, place] += 1
+            raise TransientStorageError("s3://b/x", place)
+
+        def outer(number: int) -> None:
+            with pytest.raises(TransientStorageError, match="inner; gave up after 3 attempts"):
+                IMPATIENT.run(partial(fail, number, "inner"))
+            fail(number, "outer")
+
+        def run(number: int) -> None:
+            with pytest.raises(TransientStorageError, match="outer; gave up after 3 attempts"):
+                IMPATIENT.run(partial(outer, number))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(run, range(8)))
+        assert calls == {(number, place): tries for number in range(8) for place, tries in (("inner", 9), ("outer", 3))}
 
 
 def _assert_one_clean_line(error: BatchdetError, *secrets: str) -> None:
