@@ -161,7 +161,7 @@ class Encoding:
         sorted_by: columns the rows are sorted by, all ascending.
         statistics: columns whose least and greatest value readers may skip rows by; None for all.
         level: of zstd.
-        uncompressed: columns that lie as their dictionary's bits, which zstd cannot make smaller.
+        uncompressed: columns that zstd makes little or no smaller, such as indices into a dictionary.
     """
 
     dictionary: tuple[str, ...] = ()
