@@ -1,5 +1,6 @@
 """The tables' columns, their file metadata and how they are encoded. Knows no detector and no place to write to."""
 
+from base64 import b64encode
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,9 @@ _DETECTIONS: dict[str, pa.DataType] = {
 DETECTIONS = pa.schema(_DETECTIONS)
 """One row per stored detection of a run, accepted or not."""
 
+SHARD_DETECTIONS = DETECTIONS.set(0, pa.field("image_uri", pa.dictionary(pa.int32(), pa.string())))
+"""`DETECTIONS` as a shard makes them: each URI once. Their file is one of `DETECTIONS`."""
+
 _RUNS: dict[str, pa.DataType] = {
     "run_id": pa.string(),
     "status": pa.string(),
@@ -118,6 +122,7 @@ ADDED_COLUMNS = frozenset({"copied_from", "failed_runs"})
 """Columns that came into a table after its first release, by name: nullable, at the table's end, and missing in files
 written before. To add one, name it in its table above and here; readers and views take files without it."""
 
+_ARROW_KEY = b"ARROW:schema"
 _VERSION_KEY = b"batchdet.schema_version"
 BACKEND_KEY = b"batchdet.backend"
 """Metadata of a file: what computed its rows."""
@@ -161,14 +166,12 @@ class Encoding:
         sorted_by: columns the rows are sorted by, all ascending.
         statistics: columns whose least and greatest value readers may skip rows by; None for all.
         level: of zstd.
-        uncompressed: columns that zstd makes little or no smaller, such as indices into a dictionary.
     """
 
     dictionary: tuple[str, ...] = ()
     sorted_by: tuple[str, ...] = ()
     statistics: tuple[str, ...] | None = None
     level: int = 3
-    uncompressed: tuple[str, ...] = ()
 
 
 IMAGES_ENCODING = Encoding(
@@ -190,7 +193,6 @@ DETECTIONS_ENCODING = Encoding(
     sorted_by=("image_uri", "detection_index"),
     statistics=("image_uri", "detection_index", "label", "accepted"),
     level=1,
-    uncompressed=("label", "category"),
 )
 RUNS_ENCODING = Encoding()
 
@@ -198,30 +200,24 @@ RUNS_ENCODING = Encoding()
 def encode_table(table: pa.Table, encoding: Encoding, stamp: FileStamp) -> bytes:
     """The table as one Parquet file; equal tables and stamps give equal bytes."""
     sink = pa.BufferOutputStream()
-    stamped = table.replace_schema_metadata(stamp.metadata())
-    pq.write_table(stamped, sink, row_group_size=ROW_GROUP_ROWS, **writer_options(table.schema, encoding))
+    schema = DETECTIONS if table.schema.equals(SHARD_DETECTIONS) else table.schema
+    # Parquet takes an Arrow dictionary as it is; that the column is one of strings to Arrow, too, is said here.
+    with pq.ParquetWriter(sink, table.schema, store_schema=False, **writer_options(schema, encoding)) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        stamped = schema.with_metadata(stamp.metadata())
+        writer.add_key_value_metadata(stamp.metadata() | {_ARROW_KEY: b64encode(stamped.serialize())})
     return sink.getvalue().to_pybytes()
 
 
 def writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     """Options of `pyarrow.parquet.ParquetWriter` for a table of this schema."""
     return {
-        **_compression(schema, encoding),
+        "compression": "zstd",
+        "compression_level": encoding.level,
         "use_dictionary": list(encoding.dictionary),
         "sorting_columns": [pq.SortingColumn(schema.get_field_index(name)) for name in encoding.sorted_by],
         "write_statistics": True if encoding.statistics is None else list(encoding.statistics),
         "write_page_index": True,
-    }
-
-
-def _compression(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
-    if not encoding.uncompressed:
-        return {"compression": "zstd", "compression_level": encoding.level}
-    # By name, of which nested columns have none: no table with one leaves a column uncompressed.
-    packed = [name for name in schema.names if name not in encoding.uncompressed]
-    return {
-        "compression": dict.fromkeys(packed, "zstd") | dict.fromkeys(encoding.uncompressed, "none"),
-        "compression_level": dict.fromkeys(packed, encoding.level),
     }
 
 

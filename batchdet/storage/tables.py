@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchdet.records import DeletedImage, FailedImage, ImageOutcome, IntArray, LabelledImage, Shard
-from batchdet.storage.schema import DETECTIONS, IMAGES
+from batchdet.storage.schema import IMAGES, SHARD_DETECTIONS
 
 _STATUS = {LabelledImage: "labelled", FailedImage: "failed", DeletedImage: "deleted"}
 
@@ -108,7 +108,9 @@ def _detections_table(shard: Shard, outcomes: Sequence[ImageOutcome], categories
     labels = _join([image.labels for image in images], np.int64, (0,))
     _check_rows(shard, scores, index, labels, len(categories))
     columns = {
-        "image_uri": pa.array([image.ref.uri for image in images], pa.string()).take(owner),
+        "image_uri": pa.DictionaryArray.from_arrays(
+            owner.cast(pa.int32()), pa.array([image.ref.uri for image in images], pa.string())
+        ),
         "detection_index": index.astype(np.int32),
         "label": labels.astype(np.int32),
         "category": _categories(labels, categories),
@@ -119,7 +121,7 @@ def _detections_table(shard: Shard, outcomes: Sequence[ImageOutcome], categories
         "accepted": _join([image.accepted for image in images], np.bool_, (0,)),
         "shard_id": np.full(len(owner), shard.shard_id, np.int32),
     }
-    return _table(columns, DETECTIONS)
+    return _table(columns, SHARD_DETECTIONS)
 
 
 def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:

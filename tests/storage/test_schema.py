@@ -20,6 +20,7 @@ from batchdet.storage.schema import (
     RUNS,
     RUNS_ENCODING,
     SCHEMA_VERSION,
+    SHARD_DETECTIONS,
     Encoding,
     FileStamp,
     check_schema_version,
@@ -79,7 +80,7 @@ def test_encoding(schema: pa.Schema, encoding: Encoding) -> None:
     metadata = pq.read_metadata(io.BytesIO(data))
     group = metadata.row_group(0)
     columns = {group.column(n).path_in_schema.split(".")[0]: group.column(n) for n in range(group.num_columns)}
-    assert {name for name, column in columns.items() if column.compression != "ZSTD"} == set(encoding.uncompressed)
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
     used = {name for name, column in columns.items() if column.has_dictionary_page}
     assert used == set(encoding.dictionary)
     encodings = {encoding for column in columns.values() for encoding in column.encodings}
@@ -99,6 +100,19 @@ def test_equal_tables_give_equal_bytes() -> None:
     tables = [one_row(DETECTIONS), pa.concat_tables([DETECTIONS.empty_table(), one_row(DETECTIONS)])]
     first, second = (encode_table(table.combine_chunks(), DETECTIONS_ENCODING, STAMP) for table in tables)
     assert first == second
+
+
+def test_a_shards_dictionary_of_uris_is_a_column_of_strings_in_its_file() -> None:
+    table = pa.concat_tables([one_row(DETECTIONS)] * 3).combine_chunks()
+    found = [
+        encode_table(made, DETECTIONS_ENCODING, STAMP)
+        for made in (table, table.set_column(0, SHARD_DETECTIONS.field(0), table["image_uri"].dictionary_encode()))
+    ]
+    for data in found:
+        read = pq.read_table(io.BytesIO(data))
+        assert read.schema.equals(DETECTIONS)
+        assert read.schema.metadata == STAMP.metadata()
+        assert read.equals(table)
 
 
 def test_row_groups_are_bounded() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchdet.records import FailedImage, ImageFacts, ImageOutcome, ImageRef, LabelledImage, Shard
-from batchdet.storage.schema import DETECTIONS, IMAGES
+from batchdet.storage.schema import IMAGES, SHARD_DETECTIONS
 from batchdet.storage.tables import count_failures, shard_tables
 from tests.storage.made import CATEGORIES, NOON, failed, labelled, outcomes, refs
 
@@ -74,7 +74,7 @@ def test_rows_equal_plain_python(counts: list[int], order: object) -> None:
     order.shuffle(shuffled)  # type: ignore[attr-defined]
     tables = shard_tables(replace(SHARD, images=images), shuffled, CATEGORIES, NOON)
     assert tables.images.schema == IMAGES
-    assert tables.detections.schema == DETECTIONS
+    assert tables.detections.schema == SHARD_DETECTIONS
     assert tables.images.to_pylist() == [plain_images(outcome) for outcome in made]
     assert tables.detections.to_pylist() == [row for outcome in made for row in plain_detections(outcome)]
 
@@ -97,7 +97,7 @@ def test_order_is_that_of_bytes() -> None:
 def test_no_detections_at_all() -> None:
     tables = shard_tables(SHARD, [failed(ref) for ref in SHARD.images], CATEGORIES, NOON)
     assert (tables.images.num_rows, tables.detections.num_rows) == (20, 0)
-    assert tables.detections.schema == DETECTIONS
+    assert tables.detections.schema == SHARD_DETECTIONS
 
 
 def test_the_dictionary_holds_only_categories_that_occur() -> None:
