@@ -205,7 +205,8 @@ def encode_table(table: pa.Table, encoding: Encoding, stamp: FileStamp) -> bytes
     with pq.ParquetWriter(sink, table.schema, store_schema=False, **writer_options(schema, encoding)) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         stamped = schema.with_metadata(stamp.metadata())
-        writer.add_key_value_metadata(stamp.metadata() | {_ARROW_KEY: b64encode(stamped.serialize())})
+        metadata = stamp.metadata() | {_ARROW_KEY: b64encode(stamped.serialize())}
+        writer.add_key_value_metadata(metadata)  # type: ignore[arg-type]  # takes bytes, too
     return sink.getvalue().to_pybytes()
 
 
