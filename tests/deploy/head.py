@@ -38,16 +38,18 @@ def running_head(folder: Path) -> Iterator[Head]:
     given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | given | {"PYTHONPATH": str(ROOT), "PATH": path}
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
     # Ray's sockets need a short path.
     with tempfile.TemporaryDirectory(prefix="bd-", ignore_cleanup_errors=True) as short:
-        flags = [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={short}"]
+        ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+        flags = [*ports, "--num-cpus=2", f"--temp-dir={short}"]
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=true"]
         with (folder / "stderr").open("wb") as log:
             process = subprocess.Popen([*start, *flags], env=env, stdout=log, stderr=log, start_new_session=True)
         command = Command(process, folder)
         try:
-            assert command.until(lambda: _answers(dashboard))
+            # The dashboard hands jobs to the agent, which is there later and gives up where its port is taken.
+            assert command.until(lambda: _answers(dashboard) and _answers(agent))
             yield Head(f"http://127.0.0.1:{dashboard}", env, command)
         finally:
             for one in command.alive():
