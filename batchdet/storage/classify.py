@@ -228,10 +228,10 @@ def _joined_sql(rules: PlanConfig) -> str:
     columns = ", ".join(
         f"CASE WHEN l.image_uri IS NULL THEN k.{name} ELSE l.{name} END AS {name}" for name in LISTING.names
     )
-    # What is held while it is joined is kept narrow: two booleans and one of the run, not their names.
+    # What is held while it is joined is kept narrow: booleans, not the names they come from.
     known = f"""
     SELECT {", ".join(LISTING.names)}, failed_runs, status = 'failed' AS has_failed, status = 'deleted' AS is_deleted,
-        is_same FROM latest LEFT JOIN known_runs USING (run_id)
+        failure_stage = 'detect' AS has_failed_in_model, is_same FROM latest LEFT JOIN known_runs USING (run_id)
     """  # noqa: S608
     return f"""
     SELECT * FROM (SELECT {columns}, CASE
@@ -240,16 +240,20 @@ def _joined_sql(rules: PlanConfig) -> str:
         WHEN l.etag IS NOT NULL AND k.etag IS NOT NULL THEN CASE WHEN l.etag <> k.etag THEN 'changed' ELSE {same} END
         WHEN l.size_bytes <> k.size_bytes OR l.last_modified <> k.last_modified THEN 'changed'
         ELSE {same} END AS class,
-        CASE WHEN class = 'failed' THEN coalesce(k.failed_runs, 1) ELSE 0 END::INTEGER AS failed_runs
+        CASE WHEN class = 'failed' THEN {_FAILED_RUNS} ELSE 0 END::INTEGER AS failed_runs
     FROM listed l FULL JOIN ({known}) k ON l.image_uri = k.image_uri)
     WHERE class <> 'unchanged'
     """  # noqa: S608
 
 
+_FAILED_RUNS = "CASE WHEN k.has_failed_in_model AND NOT k.is_same THEN 0 ELSE coalesce(k.failed_runs, 1) END"
+"""How often in a row the bytes failed that this run would read. What failed in another model says nothing of this one;
+a row of before there was a count has failed once."""
+
+
 def _same_bytes_sql(rules: PlanConfig) -> str:
     """The class of an image whose bytes are those of its latest row."""
-    # a row of before there was a count has failed once
-    failed = f"CASE WHEN coalesce(k.failed_runs, 1) > {rules.max_retries} THEN 'quarantined' ELSE 'failed' END"
+    failed = f"CASE WHEN {_FAILED_RUNS} > {rules.max_retries} THEN 'quarantined' ELSE 'failed' END"
     stale = "CASE WHEN k.is_same THEN 'unchanged' ELSE 'stale' END" if rules.relabel_stale else "'unchanged'"
     again = failed if rules.retry_failed else "'unchanged'"
     return f"CASE WHEN k.has_failed THEN {again} ELSE {stale} END"

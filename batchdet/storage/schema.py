@@ -26,7 +26,15 @@ _LISTED: dict[str, pa.DataType] = {
 LISTING = pa.schema(_LISTED)
 """What a listing knows of an image."""
 
-KNOWN = pa.schema({**_LISTED, "status": pa.string(), "failed_runs": pa.int32(), "run_id": pa.string()})
+KNOWN = pa.schema(
+    {
+        **_LISTED,
+        "status": pa.string(),
+        "failure_stage": pa.string(),
+        "failed_runs": pa.int32(),
+        "run_id": pa.string(),
+    }
+)
 """What a plan asks of the images that earlier runs ended with."""
 
 _TWIN: dict[str, pa.DataType] = {

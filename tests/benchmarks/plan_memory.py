@@ -59,8 +59,9 @@ def made_known(keys: int) -> Iterator[pa.RecordBatch]:
         rows = np.arange(batch.num_rows)
         status = pa.array(np.where(rows % 50 == 1, "failed", "labelled"))
         run = pa.array(["20260101T000000Z-00000000"] * batch.num_rows)
+        stage = pa.array(np.full(batch.num_rows, "decode"), mask=rows % 50 != 1)
         failed = pa.array(np.where(rows % 50 == 1, 1, 0), pa.int32())
-        yield pa.RecordBatch.from_arrays([*batch.columns, status, failed, run], schema=KNOWN)
+        yield pa.RecordBatch.from_arrays([*batch.columns, status, stage, failed, run], schema=KNOWN)
 
 
 @dataclass(frozen=True, slots=True)

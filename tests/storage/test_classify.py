@@ -46,6 +46,7 @@ class Known:
 
     ref: ImageRef
     status: str
+    stage: str | None
     failed_runs: int | None
     run_id: str
 
@@ -54,14 +55,15 @@ class Known:
 def known_rows(draw: st.DrawFn) -> list[Known]:
     """At most one row per image and run, as law 2 has it, in any order."""
     statuses = st.sampled_from(["labelled", "failed", "deleted"])
-    row = st.builds(Known, REFS, statuses, st.sampled_from([None, 1, 2, 3]), st.sampled_from(RUN_IDS))
+    counts, stages = st.sampled_from([None, 1, 2, 3]), st.sampled_from([None, "read", "decode", "detect"])
+    row = st.builds(Known, REFS, statuses, stages, counts, st.sampled_from(RUN_IDS))
     rows = draw(st.lists(row, max_size=15, unique_by=lambda known: (known.ref.uri, known.run_id)))
     return draw(st.permutations(rows))
 
 
 def known_batches(rows: list[Known]) -> Iterator[pa.RecordBatch]:
     for row in rows:
-        values = (*astuple(row.ref)[:4], row.status, row.failed_runs, row.run_id)
+        values = (*astuple(row.ref)[:4], row.status, row.stage, row.failed_runs, row.run_id)
         arrays = [pa.array([value], field.type) for value, field in zip(values, KNOWN, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, schema=KNOWN)
 
@@ -72,6 +74,12 @@ def differ(left: object, right: object) -> bool:
 
 def latest(known: list[Known]) -> dict[str, Known]:
     return {row.ref.uri: row for row in sorted(known, key=lambda row: row.run_id)}
+
+
+def times_failed(old: Known, same_model: frozenset[str] | None) -> int:
+    """How often the bytes failed, as far as it concerns this run's model."""
+    is_same = same_model is None or old.run_id in same_model
+    return (old.failed_runs or 1) if is_same or old.stage != "detect" else 0
 
 
 def oracle(ref: ImageRef, old: Known | None, rules: PlanConfig, same_model: frozenset[str] | None) -> str:
@@ -86,7 +94,7 @@ def oracle(ref: ImageRef, old: Known | None, rules: PlanConfig, same_model: froz
     if old.status == "failed":
         if not rules.retry_failed:
             return "unchanged"
-        return "failed" if (old.failed_runs or 1) <= rules.max_retries else "quarantined"
+        return "failed" if times_failed(old, same_model) <= rules.max_retries else "quarantined"
     is_stale = same_model is not None and old.run_id not in same_model
     return "stale" if is_stale and rules.relabel_stale else "unchanged"
 
@@ -149,7 +157,7 @@ def test_equals_a_plain_loop(
     )
     wanted = {
         "fresh": [
-            replace(ref, failed_runs=(old[ref.uri].failed_runs or 1) if kind == "failed" else 0)
+            replace(ref, failed_runs=times_failed(old[ref.uri], same_model) if kind == "failed" else 0)
             for ref, kind in classes.items()
             if kind in ("new", "changed", "failed")
         ],
@@ -242,7 +250,7 @@ def test_what_is_wanted_is_hashed_a_few_times_however_many_shards_there_were(mon
 
 
 def test_nothing_listed() -> None:
-    assert planned([], [Known(ImageRef("s3://b/a.jpg"), "labelled", None, RUN_IDS[0])]) == (
+    assert planned([], [Known(ImageRef("s3://b/a.jpg"), "labelled", None, None, RUN_IDS[0])]) == (
         PlanCounts(0, 0, 0, 0, 0),
         {part: [] for part in PARTS},
     )

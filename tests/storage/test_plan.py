@@ -71,7 +71,14 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
 def test_nothing_to_do_is_a_plan(output: Store) -> None:
     known = [
         pa.RecordBatch.from_arrays(
-            [*batch.columns, pa.array(["labelled"] * 3), pa.nulls(3, pa.int32()), pa.array(["r"] * 3)], schema=KNOWN
+            [
+                *batch.columns,
+                pa.array(["labelled"] * 3),
+                pa.nulls(3, pa.string()),
+                pa.nulls(3, pa.int32()),
+                pa.array(["r"] * 3),
+            ],
+            schema=KNOWN,
         )
         for batch in listing(refs(3))
     ]
