@@ -105,12 +105,14 @@ class PlanConfig(Section):
     retry_failed: bool = True
     """Try images again that failed in the last run."""
     max_retries: Count = 3
-    """Runs that try a failed image again; after them it rests until its bytes change."""
+    """Runs that try a failed image again; after them it rests until its bytes change, or, if it was the model that
+    failed (stage `detect`), until another model or another setting of it labels."""
     relabel_stale: bool = True
     """Label images again whose labels another model made, or other settings of it (`model.precision`,
     `reading.decode`, a higher `model.score_floor`)."""
     delete_missing: bool = True
-    """Commit known images that the source no longer lists as deleted, so that current views drop them."""
+    """Commit known images that the source no longer lists as deleted, so that current views drop them. A manifest is
+    taken for all there is: false for one that names a part of the images."""
     max_deleted_fraction: Fraction = 0.5
     """Share of all known images above which a vanishing is taken for a broken listing, and refused."""
     extensions: tuple[Annotated[str, Field(pattern=r"^[^./]+$")], ...] = EXTENSIONS

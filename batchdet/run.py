@@ -35,7 +35,7 @@ from batchdet.storage.filesystem import open_store
 from batchdet.storage.foreign import without_secrets
 from batchdet.storage.lease import Lease, Terms, held
 from batchdet.storage.ledger import Ledger
-from batchdet.storage.listing import list_images
+from batchdet.storage.listing import list_images, names_images
 from batchdet.storage.plan import PlanHeader, RunPlan, new_run_id
 from batchdet.storage.planning import count_plan, make_plan, refuse_vanishing
 from batchdet.storage.registry import fetch_model
@@ -194,6 +194,7 @@ def plan_bucket(job: JobConfig, progress: Progress) -> PlanCounts:
     comparison = comparison_with(job, _model_to_compare(job, progress), labelled, ledger) if rows else Comparison()
     counts, num_known = count_plan(_listing(job, progress), _known(ledger, rows), job.plan, comparison)
     refuse_vanishing(counts, num_known, job.plan, job.source)
+    _tell_deleted(job, counts, progress)
     return counts
 
 
@@ -248,6 +249,7 @@ def _open_run(job: JobConfig, ledger: Ledger, progress: Progress, manner: Manner
         labelled = [*map(Labelled.of_row, closed), *map(Labelled.of_plan, open_runs)]
         comparison = comparison_with(job, model, labelled, ledger, is_whole=manner.listing is None)
         current = make_plan(ledger.output, header, listed, _known(ledger, rows), job.plan, comparison)
+        _tell_deleted(job, current.counts, progress)
     for plan in open_runs:
         if plan.run_id != current.run_id:
             progress.log(f"closing run {plan.run_id} as partial")
@@ -269,6 +271,15 @@ def _resumable(
     return candidate if candidate is not None and other_job(candidate, job, model) is None else None
 
 
+def _tell_deleted(job: JobConfig, counts: PlanCounts, progress: Progress) -> None:
+    """A folder shows what is gone; a manifest only what it does not name."""
+    if counts.num_deleted and names_images(job.source):
+        progress.log(
+            f"{counts.num_deleted:,} known images are not in the manifest {job.source} and count as deleted; if it "
+            "names a part of the images, --no-delete (plan.delete_missing: false) keeps them"
+        )
+
+
 def _new_header(job: JobConfig, ledger: Ledger, model: ModelInfo, rows: Sequence[RunRow]) -> PlanHeader:
     return PlanHeader(
         run_id=new_run_id(datetime.now(UTC), ledger.run_ids()),
@@ -288,7 +299,7 @@ def _stop_run(context: RunContext, ledger: Ledger, progress: Progress, images_pe
     plan = context.plan
     if not context.is_over or len(ledger.committed(plan.run_id)) == plan.num_shards:
         return None
-    progress.log(f"stopped after limits.max_hours {context.job.limits.max_hours:g}: {_how_to_resume(ledger, plan)}")
+    progress.log(f"limits.max_hours is over: {_how_to_resume(ledger, plan)}")
     row = ledger.closing_row(plan, "partial", images_per_second)
     ledger.close(row)
     return row

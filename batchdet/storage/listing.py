@@ -67,6 +67,11 @@ def list_images(
         raise SourceError(f"source {source}: holds no images; extensions looked for: {', '.join(extensions)}")
 
 
+def names_images(source: str) -> bool:
+    """Whether the source is a manifest; one of a part of the images looks like one of all of them."""
+    return not has_magic(source) and is_manifest(source)
+
+
 def covers(source: str, options: Mapping[str, Any], extensions: Sequence[str]) -> Wanted:
     """Whether `list_images` would list a URI if it were there; of a manifest every URI, for it may name any.
 
@@ -78,7 +83,7 @@ def covers(source: str, options: Mapping[str, Any], extensions: Sequence[str]) -
     Raises:
         SourceError: no filesystem serves the source, or it is a broken pattern.
     """
-    if not has_magic(source) and is_manifest(source):
+    if names_images(source):
         return lambda _uri: True
     try:
         store = open_store(source, options)
@@ -104,7 +109,7 @@ def _ignore(_seen: int) -> None:
 def _open_source(
     source: str, options: Mapping[str, Any], extensions: Sequence[str], on_progress: Progress, skip: str | None
 ) -> Iterator[pa.RecordBatch]:
-    if not has_magic(source) and is_manifest(source):
+    if names_images(source):
         return read_manifest(source, options, extensions, on_progress)
     store = open_store(source, options)
     if has_magic(source):
