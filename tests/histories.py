@@ -18,6 +18,9 @@ from tests.analysis.outputs import DEFAULT_POLICY, Image, close, commit, open_ru
 NEW_EACH_TIME = ("run_id", "shard_id")
 """Columns that say where a row lies, not what was found."""
 
+OTHER = PolicyConfig(score_threshold=0.55)
+"""The policy of the last night of `play_past`."""
+
 
 class Killed(BaseException):
     """The process is gone."""
@@ -91,6 +94,14 @@ def deleting_night(output: Store, number: int, uris: list[str]) -> None:
         none = encode_table(DETECTIONS.empty_table(), DETECTIONS_ENCODING, plan.header.stamp)
         output.write_bytes(shard_file("detections", plan.run_id, shard_id), none)
     close(output, plan)
+
+
+def play_past(output: Store) -> None:
+    """Four nights, one that deletes, one of another policy; `b` was deleted, `a` changed, `x` fails."""
+    night(output, 1, {f"s3://p/{name}": Image(2, 1) for name in "abcdefg"} | {"s3://p/x": Image(failure="truncated")})
+    night(output, 2, {"s3://p/a": Image(1, 0), "s3://p/ä": Image(3, 3), "s3://p/h": Image()})
+    deleting_night(output, 3, ["s3://p/b"])
+    night(output, 4, {"s3://p/c": Image(1, 1), "s3://p/i": Image(2, 2), "s3://p/j": Image(1)}, policy=OTHER)
 
 
 def rows_of(output: Store, table: str, run_id: str) -> list[dict[str, Any]]:

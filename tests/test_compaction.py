@@ -20,6 +20,7 @@ from batchdet.storage.plan import derivation_of
 from batchdet.storage.planning import count_plan
 from tests.analysis.outputs import Image, close, commit, open_run, run_id
 from tests.histories import (
+    OTHER,
     Killed,
     current,
     deleting_night,
@@ -27,6 +28,7 @@ from tests.histories import (
     fused,
     night,
     plain,
+    play_past,
     restore,
     rows_of,
     snapshot,
@@ -34,7 +36,6 @@ from tests.histories import (
 from tests.storage.made import listing
 
 NO_GRACE = timedelta(0)
-OTHER = PolicyConfig(score_threshold=0.55)
 SMALL_FILES = 12_000
 """Makes shards of a few images, so that several are written."""
 
@@ -44,12 +45,8 @@ def silent(_: str) -> None:
 
 
 def past() -> Store:
-    """Three nights, one that deletes, one of another policy; `b` was deleted, `a` changed, `x` fails."""
     output = fresh_output()
-    night(output, 1, {f"s3://p/{name}": Image(2, 1) for name in "abcdefg"} | {"s3://p/x": Image(failure="truncated")})
-    night(output, 2, {"s3://p/a": Image(1, 0), "s3://p/ä": Image(3, 3), "s3://p/h": Image()})
-    deleting_night(output, 3, ["s3://p/b"])
-    night(output, 4, {"s3://p/c": Image(1, 1), "s3://p/i": Image(2, 2), "s3://p/j": Image(1)}, policy=OTHER)
+    play_past(output)
     return output
 
 
