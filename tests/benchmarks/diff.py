@@ -59,6 +59,7 @@ def write_run(output: Store, run_id: str, shards: Iterable[tuple[Shard, Sequence
         number += len(images)
     row = dict.fromkeys(RUNS.names, "")
     row |= {"run_id": run_id, "status": "complete", "started_at": NOW, "finished_at": NOW, "categories": CATEGORIES}
+    row |= {"policy": "{}", "config": "{}", "versions": "{}"}
     row |= {field.name: 0 for field in RUNS if pa.types.is_integer(field.type)} | {"num_labelled": number}
     table = pa.Table.from_pylist([row | {"images_per_second": 1.0}], schema=RUNS)
     output.write_bytes(f"runs/{run_id}.parquet", encode_table(table, RUNS_ENCODING, stamp))

@@ -33,7 +33,7 @@ def test_detections_equal_those_of_the_recipe() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["one_core", "plan", "scale"])
+@pytest.mark.parametrize("name", ["diff", "one_core", "plan", "scale"])
 def test_a_part_runs_and_leaves_a_note(name: str, tmp_path: Path) -> None:
     said = run("tests.benchmarks", name, "--quick", "--to", str(tmp_path))
     (note,) = tmp_path.iterdir()
