@@ -43,7 +43,7 @@ BOX = ("xmin", "ymin", "xmax", "ymax")
 NEVER = 1_000_000
 POLL_SECONDS = 0.1
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
