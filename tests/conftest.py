@@ -4,6 +4,7 @@ bucket          a fresh bucket on moto's server, and on Ceph's gateway where it 
 moto_bucket     a fresh bucket on moto's server only; the environment reaches it
 faulty_bucket   a fresh bucket on moto's server seen through `faults`; the environment reaches it through the proxy
 faults          the proxy: `faults.add(Fault("a.jpg", "status", times=2))`, `faults.count("a.jpg", "GET")`
+hook            a webhook that answers as told and keeps what it got
 data_folder     real pictures, where they lie beside the repository
 """
 
@@ -19,6 +20,7 @@ import pytest
 
 from tests.servers.ceph import ceph_server, missing_programs
 from tests.servers.faults import FaultProxy, fault_proxy
+from tests.servers.hook import Hook, running_hook
 from tests.servers.s3 import Bucket, S3Server, moto_server, new_bucket
 
 
@@ -125,6 +127,12 @@ def faults(proxy: FaultProxy, moto: S3Server) -> Iterator[FaultProxy]:
 @pytest.fixture
 def faulty_bucket(faults: FaultProxy, moto: S3Server, reach: Callable[[Bucket], Bucket]) -> Bucket:
     return reach(new_bucket(moto).behind(faults.endpoint))
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    with running_hook() as hook:
+        yield hook
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ def nightly(
 ) -> None:
     """Label what is new, audit it, tell what changed, and when it is due retrain, promote and label again.
 
-    The same night begun again goes on where it stopped. Exit codes: 0 all is well; 1 labelling or training did not
-    end, the same command goes on; 3 an audit failed, an alarm was raised or a student was not promoted; 75 another run
-    holds the output.
+    The same night begun again goes on where it stopped, also where its hours ended it. Exit codes: 0 all is well; 1
+    labelling or training did not end, the same command goes on; 3 an audit failed, an alarm was raised or a student was
+    not promoted; 75 another run holds the output.
     """
     from batchdet.nightly.job import load_nightly
 

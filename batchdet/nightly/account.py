@@ -42,7 +42,13 @@ def sum_up(
 
 def images_accepted(steps: Mapping[str, Any]) -> int:
     """Images of complete runs of the night with an accepted detection, those of a run it only ended among them."""
-    return sum(int(steps.get(name, {}).get("images_accepted", 0)) for name in ("finish", "label"))
+    labelled = steps.get("label") or steps.get("finish", {})
+    return int(labelled.get("images_accepted", 0))
+
+
+def out_of_time(steps: Mapping[str, Any]) -> str | None:
+    """The step whose run the night's hours ended; None where none was."""
+    return next((name for name, found in steps.items() if found.get("status") == "partial"), None)
 
 
 def _since_retraining(steps: Mapping[str, Any], earlier: Mapping[str, Any] | None, now: datetime) -> Document:
@@ -58,9 +64,19 @@ def _since_retraining(steps: Mapping[str, Any], earlier: Mapping[str, Any] | Non
 
 def message(summary: Mapping[str, Any]) -> Message:
     """What people are told of a night."""
-    well = "is done" if summary["exit_code"] == 0 else f"needs you (exit {summary['exit_code']})"
-    title = f"night {summary['night']} of {summary['output']} {well}"
+    title = f"night {summary['night']} of {summary['output']} {ending(summary)}"
     return Message(title, tuple(lines(summary)), json.dumps(summary, ensure_ascii=False))
+
+
+def ending(summary: Mapping[str, Any]) -> str:
+    """How the night ended, as the end of a sentence."""
+    if summary["exit_code"]:
+        return f"needs you (exit {summary['exit_code']})"
+    step = out_of_time(summary["steps"])
+    if step is None:
+        return "is done"
+    run_id = summary["steps"][step]["run_id"]
+    return f"is out of hours: run {run_id} is partial; the next night goes on with it, or the same night begun again"
 
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:

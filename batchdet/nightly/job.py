@@ -27,7 +27,11 @@ class RetrainWhen(Section):
 
 
 class NightlyConfig(Section):
-    """What is done every night. `job.limits.max_hours` is the time of all the night's labelling."""
+    """What is done every night.
+
+    `job.limits.max_hours` is the time of all the night's labelling, from its begin on; a night that is begun again
+    after it is over has it anew.
+    """
 
     job: JobConfig
     """The labelling job."""

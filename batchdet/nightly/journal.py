@@ -6,7 +6,7 @@ OUTPUT/nights/<night>/summary.json  the whole night, written last, and again whe
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from batchdet.errors import ConfigError, NotFoundError, OutputError
@@ -62,17 +62,28 @@ class Journal:
         self.keep(step, do())
         return self.read(step) or {}
 
+    def forget(self, steps: Sequence[str]) -> None:
+        """Have these steps done again; the last is forgotten first, as each builds on those before it."""
+        for step in reversed(steps):
+            self._output.delete(f"{self.folder}/{step}.json")
+
     def earlier(self) -> Iterator[Document]:
         """Summaries of the nights before this one, the last first.
 
         Raises:
             OutputError: one is damaged.
         """
-        names = [folder.rsplit("/", 1)[-1] for folder in self._output.list_folders(NIGHTS)]
-        for name in sorted((name for name in names if name < self.night), reverse=True):
+        for name in sorted((name for name in self._nights() if name < self.night), reverse=True):
             summary = _read(self._output, f"{NIGHTS}/{name}/{SUMMARY}.json")
             if summary is not None:
                 yield summary
+
+    def later(self) -> str | None:
+        """The next night that was begun after this one; None where this is the last."""
+        return min((name for name in self._nights() if name > self.night), default=None)
+
+    def _nights(self) -> list[str]:
+        return [folder.rsplit("/", 1)[-1] for folder in self._output.list_folders(NIGHTS)]
 
 
 def _read(output: Store, name: str) -> Document | None:

@@ -3,6 +3,7 @@
 Each step leaves its outcome in the journal; the same command on the same night goes on with the first that is missing.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from batchdet.analysis.receipt import Receipt
 from batchdet.config import JobConfig, PolicyConfig
 from batchdet.earlier import other_job
 from batchdet.errors import BatchdetError, GateError, OutputError, OutputHeldError, StorageError
-from batchdet.nightly.account import images_accepted, message, sum_up
+from batchdet.nightly.account import ending, images_accepted, message, out_of_time, sum_up
 from batchdet.nightly.job import NightlyConfig, RetrainWhen
 from batchdet.nightly.journal import SUMMARY, Document, Journal
 from batchdet.notify import Message, tell, webhook_url
@@ -26,9 +27,10 @@ from batchdet.refiltering import refilter
 from batchdet.retraining import Retrained
 from batchdet.run import Manner, Runner, describe_model, label_bucket
 from batchdet.storage.filesystem import Store, open_store
+from batchdet.storage.foreign import without_secrets
 from batchdet.storage.lease import Terms, held
 from batchdet.storage.ledger import Ledger
-from batchdet.storage.plan import derivation_of, read_plan
+from batchdet.storage.plan import RunPlan, derivation_of, read_plan
 from batchdet.training.job import RetrainConfig
 
 CHANGES = "changes"
@@ -86,21 +88,57 @@ def run_night(
         journal = Journal(output, night)
         done = journal.read(SUMMARY)
     except StorageError as error:
+        _tell(config, _broke_off(night, without_secrets(job.output), f"output {error}"), progress)
         raise OutputError(f"output {error}") from error
-    if done is not None and done["exit_code"] == 0:
-        progress.log(f"night {night} is done")
+    if done is not None and _is_over(done, journal, progress):
         return done
-    told: Message | None = Message(f"night {night} of {output.uri} broke off", (), "{}")
+    told: Message | None = _broke_off(night, output.uri)
     try:
+        _require_writable(output)
         with held(output, "nightly", Terms(job.limits.lease_seconds, steal_lease), progress.log):
+            done = journal.read(SUMMARY)  # it may have been ended while this process began
+            if done is not None and _is_over(done, journal, progress):
+                told = None
+                return done
             summary = _Night(config, journal, output, places, progress, clock).spend()
         told = message(summary)
     except OutputHeldError:
         told = None  # its holder tells of the night
         raise
+    except BatchdetError as error:
+        told = _broke_off(night, output.uri, str(error))
+        raise
     finally:
         _tell(config, told, progress)
+    if summary["exit_code"] == 0:
+        progress.log(f"night {night} {ending(summary)}")
     return summary
+
+
+def _require_writable(output: Store) -> None:
+    try:
+        output.probe_writable()
+    except StorageError as error:
+        raise OutputError(f"output {error}; name a folder that can be written") from error
+
+
+def _is_over(done: Document, journal: Journal, progress: Progress) -> bool:
+    """Whether nothing of a night is left to do, and a line that says so."""
+    if done["exit_code"]:
+        return False
+    later = journal.later()
+    if out_of_time(done["steps"]) is None:
+        progress.log(f"night {journal.night} is done; --night names another")
+    elif later is not None:
+        progress.log(f"night {journal.night} was out of hours, and is left to night {later}, which was begun since")
+    return out_of_time(done["steps"]) is None or later is not None
+
+
+def _broke_off(night: str, output: str, error: str | None = None) -> Message:
+    """What is told where no summary could be written."""
+    title = f"night {night} of {output} broke off"
+    document = {"night": night, "output": output, "exit_code": 1, "error": error or "broke off"}
+    return Message(title, () if error is None else (error,), json.dumps(document, ensure_ascii=False))
 
 
 def _tell(config: NightlyConfig, told: Message | None, progress: Progress) -> None:
@@ -124,6 +162,7 @@ class _Night:
         steps: Document = {}
         error: BatchdetError | None = None
         try:
+            self._go_on([name for name, _ in self._steps(steps)])
             for name, do in self._steps(steps):
                 steps[name] = self.journal.once(name, do)
                 if name == "changes":
@@ -138,14 +177,30 @@ class _Night:
         self.journal.keep(SUMMARY, summary)
         return self.journal.read(SUMMARY) or summary
 
+    def _go_on(self, names: Sequence[str]) -> None:
+        """Of a night begun before: have again what its hours ended, and hours for that where they are over."""
+        begun = self.journal.read(names[0])
+        if begun is None:
+            return
+        left = self._hours_left(begun)
+        if left is not None and left <= 0:
+            self.progress.log(
+                f"night {self.journal.night} is begun again after its hours: limits.max_hours begins anew"
+            )
+            self.journal.keep(names[0], {**begun, "hours_since": self.clock().isoformat()})
+        done = {name: known for name in names if (known := self.journal.read(name)) is not None}
+        ended = out_of_time(done)
+        if ended is not None:
+            self.journal.forget(names[names.index(ended) :])
+
     def _steps(self, steps: Document) -> Sequence[tuple[str, Callable[[], Document]]]:
         """Every step by name, in order; each is given what those before it left."""
         return (
             ("begun", self._begin),
             ("finish", lambda: self._finish(steps["begun"])),
-            ("refilter", lambda: self._refilter(steps["finish"])),
+            ("refilter", lambda: self._refilter(steps["begun"], steps["finish"])),
             ("label", lambda: self._label_tonight(steps)),
-            ("audit", lambda: self._audit(steps["label"], steps["begun"]["last_run_id"], steps["finish"])),
+            ("audit", lambda: self._audit(steps["label"], steps["begun"]["last_run_id"], steps["begun"])),
             ("changes", lambda: self._compare(steps)),
             ("retrain", lambda: self._retrain(steps)),
             ("relabel", lambda: self._relabel(steps)),
@@ -153,18 +208,20 @@ class _Night:
         )
 
     def _begin(self) -> Document:
-        ledger = Ledger(self.output)
+        ledger, now = Ledger(self.output), self.clock().isoformat()
         complete, used = ledger.complete_runs(), ledger.run_ids()
         return {
-            "started_at": self.clock().isoformat(),
+            "started_at": now,
+            "hours_since": now,
             "run_before": complete[0].run_id if complete else None,
             "last_run_id": used[-1] if used else None,
+            "going": [plan.run_id for plan in _going(ledger)],
         }
 
     def _finish(self, begun: Mapping[str, Any]) -> Document:
         """Go on with a run that was begun under an earlier policy, under that one: what it labelled is kept."""
         ledger, job = Ledger(self.output), self.config.job
-        going = [plan for plan in (*ledger.open_runs()[:1], ledger.stopped_run()) if plan and not plan.header.derived]
+        going = _going(ledger)
         if not going or going[0].header.policy_digest == job.policy.digest:
             return {"skipped": "no run of another policy goes on"}
         policy = PolicyConfig.model_validate_json(going[0].header.policy)
@@ -172,10 +229,9 @@ class _Night:
         difference = other_job(going[0], then, describe_model(job))
         if difference is not None:
             return {"skipped": f"it is given up: {difference}"}
-        row = self._label_once(then)
-        return self._labelled([row])
+        return self._labelled([self._label_once(then)], begun)
 
-    def _refilter(self, finished: Mapping[str, Any]) -> Document:
+    def _refilter(self, night_begun: Mapping[str, Any], finished: Mapping[str, Any]) -> Document:
         """A policy that changed judges what is stored, before anything is labelled by it."""
         if finished.get("status") == "partial":
             return {"skipped": "labelling goes on in the next night"}
@@ -183,6 +239,9 @@ class _Night:
         rows, job = ledger.complete_runs(), self.config.job
         begun = [plan for plan in ledger.open_runs() if (plan.header.derived or {}).get("by") == "refilter"]
         if not begun and not _is_judged_otherwise(rows, job.policy.digest):
+            done = next((row for row in rows if _is_refiltered(row)), None)
+            if done is not None and _is_after(done.run_id, night_begun["last_run_id"]):
+                return _row(done)  # by a process of this night that died before it could say so
             return {"skipped": "all is judged by this policy"}
         if ledger.stopped_run() is not None:
             return {"skipped": "a run that was stopped is given up first"}
@@ -202,41 +261,66 @@ class _Night:
 
     def _label(self, begun: Mapping[str, Any], last_run_id: str | None) -> Document:
         """Go on with a run of an earlier night, then label what is new tonight, as far as there is time."""
-        runs: list[RunRow] = []
+        runs = self._labelled_since(last_run_id)
         while not runs or (runs[-1].status == "complete" and not _is_after(runs[-1].run_id, last_run_id)):
             runs.append(self._label_once(self._job_in_time(begun)))
-        return self._labelled(runs)
+        return self._labelled(runs, begun)
+
+    def _labelled_since(self, last_run_id: str | None) -> list[RunRow]:
+        """The run that a process ended which died before it could say so."""
+        return [
+            row
+            for row in Ledger(self.output).complete_runs()
+            if _is_after(row.run_id, last_run_id)
+            and row.policy_digest == self.config.job.policy.digest
+            and derivation_of(row.config) is None
+        ][:1]
 
     def _label_once(self, job: JobConfig) -> RunRow:
         return label_bucket(job, self.places.runner, self.progress, Manner("resume_own"))
 
-    def _labelled(self, runs: Sequence[RunRow]) -> Document:
-        counts = read_plan(self.output, runs[-1].run_id).counts
+    def _labelled(self, runs: Sequence[RunRow], begun: Mapping[str, Any]) -> Document:
+        """The last of these runs, and what of all that the night ended, those of a process that died among them."""
+        ended = self._ended_since(begun["last_run_id"], begun)
         return {
             **_row(runs[-1]),
-            "classes": asdict(counts),
-            "images_accepted": sum(run.num_labelled - run.num_empty for run in runs if run.status == "complete"),
+            "classes": asdict(read_plan(self.output, runs[-1].run_id).counts),
+            "images_accepted": sum(run.num_labelled - run.num_empty for run in ended if not derivation_of(run.config)),
             "runs": [run.run_id for run in runs],
         }
+
+    def _ended_since(self, last_run_id: str | None, begun: Mapping[str, Any]) -> list[RunRow]:
+        """Complete runs after `last_run_id`, and those that were under way when the night began."""
+        going = begun.get("going", ())
+        return [
+            row
+            for row in Ledger(self.output).complete_runs()
+            if _is_after(row.run_id, last_run_id) or row.run_id in going
+        ]
 
     def _job_in_time(self, begun: Mapping[str, Any]) -> JobConfig:
         """The job with what is left of the night's hours."""
         job = self.config.job
-        if job.limits.max_hours is None:
+        left = self._hours_left(begun)
+        if left is None:
             return job
-        spent = self.clock() - datetime.fromisoformat(begun["started_at"])
-        left = max(job.limits.max_hours - spent / timedelta(hours=1), _NO_TIME_HOURS)
-        return job.model_copy(update={"limits": job.limits.model_copy(update={"max_hours": left})})
+        return job.model_copy(update={"limits": job.limits.model_copy(update={"max_hours": max(left, _NO_TIME_HOURS)})})
+
+    def _hours_left(self, begun: Mapping[str, Any]) -> float | None:
+        """Of the night's hours, under none once they are over; None where they have no end."""
+        if self.config.job.limits.max_hours is None:
+            return None
+        spent = self.clock() - datetime.fromisoformat(begun.get("hours_since", begun["started_at"]))
+        return self.config.job.limits.max_hours - spent / timedelta(hours=1)
 
     def _audit(
-        self, labelled: Mapping[str, Any], last_run_id: str | None, finished: Mapping[str, Any] = MappingProxyType({})
+        self, labelled: Mapping[str, Any], last_run_id: str | None, begun: Mapping[str, Any] = MappingProxyType({})
     ) -> Document:
-        """Recount the runs of the steps, and complete ones after `last_run_id` that a night which died made."""
+        """Recount the runs of the step, and all that were ended since, also by a process that died."""
         if "skipped" in labelled:
             return {"skipped": labelled["skipped"]}
-        complete = [row.run_id for row in Ledger(self.output).complete_runs()]
-        since = {run_id for run_id in complete if _is_after(run_id, last_run_id)}
-        for run_id in sorted(since.union(labelled["runs"], finished.get("runs", ())) - {labelled["run_id"]}):
+        since = {row.run_id for row in self._ended_since(last_run_id, begun)}
+        for run_id in sorted(since.union(labelled["runs"]) - {labelled["run_id"]}):
             audit_run(self.output, run_id).require_passed()
         receipt = audit_run(self.output, labelled["run_id"])
         wrong = [check for check in receipt.checks if not check.passed]
@@ -313,14 +397,23 @@ class _Night:
         return self._label(steps["begun"], steps["label"]["run_id"])
 
 
+def _going(ledger: Ledger) -> list[RunPlan]:
+    """Runs that label and go on: the newest open one, and one that its time ended."""
+    return [plan for plan in (*ledger.open_runs()[:1], ledger.stopped_run()) if plan and not plan.header.derived]
+
+
 def _is_judged_otherwise(rows: Sequence[RunRow], policy_digest: str) -> bool:
     """Whether a run since the last refilter by this policy, that one's sources left out, has another policy."""
     for row in rows:
         if row.policy_digest != policy_digest:
             return True
-        if (derivation_of(row.config) or {}).get("by") == "refilter":
+        if _is_refiltered(row):
             return False
     return False
+
+
+def _is_refiltered(row: RunRow) -> bool:
+    return (derivation_of(row.config) or {}).get("by") == "refilter"
 
 
 def _require_promoted(steps: Mapping[str, Any]) -> None:

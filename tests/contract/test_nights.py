@@ -7,17 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from batchdet.analysis.audit import audit_run
+from batchdet.analysis.query import ask_columns
 from batchdet.compaction import compact, remove
 from batchdet.config import PolicyConfig
 from batchdet.demo.shipped import shipped_model
-from batchdet.errors import BatchdetError, OutputHeldError, RunError
+from batchdet.errors import BatchdetError, ConfigError, OutputError, OutputHeldError, RunError
 from batchdet.job_file import load_config
 from batchdet.labelling import Hardware, InlineRunner, RunContext
-from batchdet.nightly.account import findings, lines
+from batchdet.nightly.account import findings, lines, message
 from batchdet.nightly.job import NightlyConfig
 from batchdet.nightly.night import Places, run_night
 from batchdet.refiltering import refilter
@@ -33,6 +37,7 @@ from tests.contract.buckets import Bucket, MakeJob, fresh_scene, new_bucket, pic
 from tests.contract.conftest import Recorder
 from tests.histories import Fused
 from tests.histories import Killed as KilledWriting
+from tests.servers.hook import Hook
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -60,10 +65,10 @@ class Nights:
         self.day += 1
         return self.again(**fields)
 
-    def again(self, **fields: Any) -> dict[str, Any]:
+    def again(self, *, hours_later: float = 0, day: int | None = None, **fields: Any) -> dict[str, Any]:
         """The same night, begun anew."""
-        now = NOON + timedelta(days=self.day)
-        name = now.date().isoformat()
+        noon = NOON + timedelta(days=self.day if day is None else day)
+        now, name = noon + timedelta(hours=hours_later), noon.date().isoformat()
         return run_night(
             self.config(**fields), name, Places(self.runner, self.retrain), self.recorder, clock=lambda: now
         )
@@ -80,6 +85,8 @@ class Nights:
 def promote_twin(registry: Path) -> None:
     """Another digest, the same detections."""
     version = registry / "2"
+    if version.exists():
+        return
     shutil.copytree(registry / "1", version)
     card = json.loads((version / "model.json").read_text())
     card["categories"] = [name.upper() if name != "__background__" else name for name in card["categories"]]
@@ -190,6 +197,145 @@ def test_out_of_time_is_no_failure_and_nothing_is_labelled_twice(nights: Nights)
     assert len(nights.bucket.ask("SELECT image_uri FROM all_images")) == 8
 
 
+def test_a_night_begun_again_after_its_hours_has_them_anew(nights: Nights) -> None:
+    """As labelling does whose hours are over: the same command goes on."""
+    short = nights.spend(**{"job.limits.max_hours": 1e-9})
+    assert nights.recorder.lines[-1] == (
+        f"night 2026-03-02 is out of hours: run {short['steps']['label']['run_id']} is partial; "
+        "the next night goes on with it, or the same night begun again"
+    )
+    assert message(short).title.startswith("night 2026-03-02 of ")
+    assert " is out of hours: run " in message(short).title
+    hours = {"job.limits.max_hours": 6}
+    nights.runner = Watching(Hardware("cpu", 1))
+    whole = nights.again(hours_later=8, **hours)
+    assert nights.runner.hours == [6]
+    assert "night 2026-03-02 is begun again after its hours: limits.max_hours begins anew" in nights.recorder.lines
+    assert (whole["exit_code"], whole["steps"]["label"]["status"]) == (0, "complete")
+    assert whole["steps"]["label"]["run_id"] == short["steps"]["label"]["run_id"]
+    assert whole["steps"]["audit"]["passed"]
+    assert whole["steps"]["changes"]["images"]["new"] == 8
+    assert whole["since_retraining"]["images_accepted"] > 0
+    assert whole["started_at"] == short["started_at"]
+    assert nights.again(hours_later=9, **hours) == whole
+    assert nights.recorder.lines[-1] == "night 2026-03-02 is done; --night names another"
+
+
+def test_a_night_that_died_goes_on_in_what_is_left_of_its_hours(nights: Nights) -> None:
+    hours = {"job.limits.max_hours": 6}
+    for number, (hours_later, left) in enumerate([(0, 6), (2, 4), (7, 6), (8, 5)]):
+        nights.runner = Dying(Hardware("cpu", 1))
+        with pytest.raises(Killed):
+            (nights.again if number else nights.spend)(hours_later=hours_later, **hours)
+        assert nights.runner.hours == pytest.approx([left])
+
+
+def test_a_night_that_another_followed_is_left_to_it(nights: Nights) -> None:
+    short = nights.spend(**{"job.limits.max_hours": 1e-9})
+    nights.spend()
+    runs = nights.bucket.ask("SELECT run_id FROM runs")
+    assert nights.again(day=1, hours_later=48) == short
+    assert nights.recorder.lines[-1].endswith("is left to night 2026-03-03, which was begun since")
+    assert nights.bucket.ask("SELECT run_id FROM runs") == runs
+
+
+class Watching(InlineRunner):
+    """Remembers the hours of each run."""
+
+    def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+        self.__dict__.setdefault("hours", []).append(context.job.limits.max_hours)
+        super().run(context, shard_ids, progress)
+
+
+class Dying(Watching):
+    """Remembers the hours, and is gone before the first shard."""
+
+    def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+        super().run(context, [], progress)
+        raise Killed
+
+
+DEATHS = (
+    "begun.json",
+    "finish.json",
+    "detections/",
+    "images/",
+    "runs/",
+    "refilter.json",
+    "manifest-00000",
+    "plan.json",
+    "detections/",
+    "images/",
+    "runs/",
+    "label.json",
+    "audit.json",
+    "changes-00000",
+    "changes/summary.json",
+    "changes.json",
+    "retrain.json",
+    "plan.json",
+    "images/",
+    "runs/",
+    "relabel.json",
+    "relabel_audit.json",
+    "2026-03-03/summary.json",
+)
+"""What the process of one night dies before writing, in order: somewhere in each step, and with each step done."""
+
+
+def test_a_night_killed_in_every_step_does_each_once(nights: Nights, tmp_path: Path) -> None:
+    Doomed.store.clear()
+    nights.bucket.output = "doomed://out"  # type: ignore[assignment]
+    nights.fields = retraining(nights, tmp_path, every_days=1)
+    nights.spend()
+    picture(nights.bucket, 0).unlink()
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    Doomed.deaths = list(DEATHS)
+    strict = {"job.policy.score_threshold": 0.9}
+    for number, place in enumerate(DEATHS):
+        with pytest.raises(Killed):
+            (nights.again if number else nights.spend)(**strict)
+        assert len(Doomed.deaths) == len(DEATHS) - number - 1, f"lived on past {place}"
+    summary = nights.again(**strict)
+    assert (summary["exit_code"], summary["error"]) == (0, None)
+    steps = summary["steps"]
+    assert [steps[name]["num_labelled"] for name in ("refilter", "label", "relabel")] == [8, 1, 8]
+    assert steps["changes"]["images"]["new"] == steps["changes"]["images"]["deleted"] == 1
+    assert steps["relabel"]["classes"]["num_stale"] == 8
+    assert summary["since_retraining"]["images_accepted"] == 0
+    output = open_store("doomed://out", {})
+    runs = Ledger(output).run_rows()
+    assert [(row.status, row.num_labelled) for row in runs] == [("complete", count) for count in (8, 1, 8, 8)]
+    for row in runs:
+        audit_run(output, row.run_id).require_passed()
+    shown = ask_columns(output, "SELECT image_uri, run_id FROM current_images").to_pylist()
+    assert {row["run_id"] for row in shown} == {runs[0].run_id}
+    assert len(shown) == 8
+    assert Ledger(output).open_runs() == []
+
+
+class Doomed(MemoryFileSystem):
+    """Memory; the process dies right before it writes a file whose name holds the first of `deaths`."""
+
+    protocol = "doomed"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    deaths: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("doomed://", "memory://", 1)))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        if self.deaths and self.deaths[0] in path:
+            self.deaths.pop(0)
+            raise Killed
+        super().pipe_file(path, value, mode, **options)
+
+
+fsspec.register_implementation("doomed", Doomed, clobber=True)
+
+
 def test_another_policy_judges_what_is_stored(nights: Nights) -> None:
     nights.spend()
     summary = nights.spend(**{"job.policy.score_threshold": 0.9})
@@ -275,6 +421,83 @@ def test_every_run_of_a_night_is_audited(nights: Nights) -> None:
     summary = nights.spend()
     assert (summary["exit_code"], len(summary["steps"]["label"]["runs"])) == (3, 2)
     assert summary["steps"]["label"]["runs"][0] in summary["error"]
+
+
+TELLS = {"notify": {"url_env": "HOOK", "format": "json", "timeout_s": 5}}
+
+
+def test_somebody_is_told_how_each_night_ended(nights: Nights, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", hook.url)
+    nights.fields = TELLS
+    short = nights.spend(**{"job.limits.max_hours": 1e-9})
+    nights.runner = Fails(Hardware("cpu", 1))
+    failed = nights.again(hours_later=1)
+    nights.runner = Bug(Hardware("cpu", 1))
+    with pytest.raises(ZeroDivisionError):
+        nights.again(hours_later=2)
+    nights.runner = InlineRunner(Hardware("cpu", 1))
+    done = nights.again(hours_later=3)
+    nights.again(hours_later=4)
+    told = [json.loads(body) for body in hook.bodies]
+    assert [told[place] for place in (0, 1, 3)] == [short, failed, done]
+    assert (told[2]["exit_code"], told[2]["error"]) == (1, "broke off")
+    assert [one["exit_code"] for one in told] == [0, 1, 1, 0], "and nobody of a night that was done"
+
+
+def test_an_output_that_cannot_be_written_is_a_mistake_of_the_job(
+    nights: Nights, hook: Hook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HOOK", hook.url)
+    nights.fields = TELLS | {"job.output": str(tmp_path / "file" / "labels")}
+    with pytest.raises(OutputError, match=r"file/labels.*: not a directory") as caught:
+        nights.spend()
+    assert caught.value.exit_code == 2
+    assert json.loads(hook.bodies[0])["error"] == str(caught.value)
+
+
+def test_a_webhook_that_is_gone_fails_no_night(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", "http://127.0.0.1:1/hush-hush")
+    assert nights.spend(**TELLS)["exit_code"] == 0
+    (line,) = [line for line in nights.recorder.lines if line.startswith("webhook ")]
+    assert line.startswith("webhook http://127.0.0.1/…: cannot connect")
+    monkeypatch.delenv("HOOK")
+    with pytest.raises(ConfigError, match="the environment has no HOOK"):
+        nights.spend(**TELLS)
+
+
+def test_a_model_that_vanished_ends_the_night_and_the_same_night_goes_on(nights: Nights, tmp_path: Path) -> None:
+    nights.spend()
+    nights.registry.rename(tmp_path / "elsewhere")
+    (nights.bucket.folder / "new.jpg").write_bytes(fresh_scene(3))
+    summary = nights.spend()
+    assert summary["exit_code"] == 2
+    assert str(nights.registry) in summary["error"]
+    assert "\n" not in summary["error"]
+    assert len(nights.bucket.ask("SELECT run_id FROM runs")) == 1
+    (tmp_path / "elsewhere").rename(nights.registry)
+    assert nights.again()["steps"]["label"]["num_labelled"] == 1
+
+
+@pytest.mark.parametrize("step", ["label", "summary"])
+def test_what_a_night_left_is_damaged_and_named(nights: Nights, step: str) -> None:
+    nights.spend(**{"job.limits.max_hours": 1e-9})
+    damaged = nights.bucket.output / "nights" / "2026-03-02" / f"{step}.json"
+    damaged.write_text("{")
+    if step == "summary":
+        with pytest.raises(OutputError, match=f"{step}.json is damaged"):
+            nights.again()
+    else:
+        assert f"{step}.json is damaged" in nights.again()["error"]
+    damaged.unlink()
+    assert nights.again()["steps"]["label"]["status"] == "complete"
+
+
+class Bug(InlineRunner):
+    """A mistake of ours."""
+
+    def run(self, context: RunContext, shard_ids: Any, progress: Any) -> None:
+        raise ZeroDivisionError
 
 
 def test_a_broken_listing_ends_the_night_and_changes_nothing(nights: Nights) -> None:
