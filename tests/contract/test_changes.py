@@ -1,14 +1,11 @@
 """A bucket that changes from run to run: nothing is labelled twice, and nothing stale or gone stays in sight."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
-from batchdet.demo.shipped import shipped_model
 from batchdet.errors import RunError, SourceError
 from batchdet.labelling import Hardware, InlineRunner, RunContext
 from batchdet.run import Manner, label_bucket, plan_bucket
@@ -99,44 +96,6 @@ def test_a_failing_image_is_tried_so_often_and_rests_until_its_bytes_change(buck
     bad.write_bytes(fresh_scene(9))
     assert bucket.night(**fields).classes == {"changed": 1, "unchanged": 8}
     assert bucket.current()[bad.name] == "labelled"
-
-
-def test_what_failed_in_a_model_is_tried_again_in_another(bucket: Bucket, tmp_path: Path) -> None:
-    """Broken bytes rest whatever the model; what the model made of whole ones says nothing of the next model."""
-    bad = bucket.folder / "bad.jpg"
-    bad.write_bytes(fresh_scene(1)[:500])
-    sick = {"plan.max_retries": 1, "model.reference": str(sick_model(tmp_path))}
-    classes = [bucket.night(**sick).classes for _ in range(3)]
-    assert classes == [{"new": 9}, {"failed_retry": 9}, {"unchanged": 9, "quarantined": 9}]
-    codes = bucket.ask("SELECT failure_stage, failure_code, count(*) AS n FROM current_images GROUP BY ALL ORDER BY n")
-    assert [tuple(row.values()) for row in codes] == [("decode", "truncated", 1), ("detect", "non_finite", 8)]
-    well = {"plan.max_retries": 1}
-    assert plan_bucket(bucket.job(**well), Recorder()).num_failed_retry == 8
-    night = bucket.night(**well)
-    assert (night.classes, night.detected) == ({"failed_retry": 8, "unchanged": 1, "quarantined": 1}, 8)
-    assert bucket.night(**well).classes == {"unchanged": 9, "quarantined": 1}
-
-
-def test_tries_are_counted_anew_in_another_model(bucket: Bucket, tmp_path: Path) -> None:
-    sick = {"plan.max_retries": 1, "model.reference": str(sick_model(tmp_path))}
-    other = sick | {"reading.decode": "fast"}
-    for fields in (sick, sick, other, other):
-        bucket.night(**fields)
-    assert bucket.night(**other).classes == {"unchanged": 8, "quarantined": 8}
-    tries = bucket.ask("SELECT DISTINCT run_id, failed_runs FROM all_images ORDER BY run_id")
-    assert [row["failed_runs"] for row in tries] == [1, 2, 1, 2]
-
-
-def sick_model(folder: Path) -> Path:
-    """The shipped model with weights so large that no sum of them is a number."""
-    registry = folder / "sick"
-    shutil.copytree(shipped_model(), registry)
-    path, card = registry / "1" / "model.safetensors", registry / "1" / "model.json"
-    document = json.loads(card.read_text())
-    card.write_text(json.dumps({name: value for name, value in document.items() if name != "digests"}))
-    weights = load_file(path)
-    save_file({name: one * (6e4 / one.abs().max()) if one.ndim == 4 else one for name, one in weights.items()}, path)
-    return registry
 
 
 def test_labels_of_other_settings_are_stale(bucket: Bucket) -> None:
