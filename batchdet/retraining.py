@@ -59,7 +59,7 @@ class Place(Classroom, Protocol):
         """Be able to `teach` and to label inside the block.
 
         Raises:
-            UserError: the cluster cannot be reached or has no room.
+            UserError: the cluster cannot be reached, has no room, or has no GPUs for what only they do.
         """
 
 
@@ -68,6 +68,7 @@ class InlinePlace(InlineClassroom):
 
     def ready(self, job: RetrainConfig, progress: Progress) -> AbstractContextManager[None]:
         """See `Place`."""
+        self.device(job)
         return nullcontext()
 
 

@@ -28,7 +28,7 @@ from batchdet.storage.registry import fetch_model
 from batchdet.training.checkpoints import newest_checkpoint, save_checkpoint
 from batchdet.training.config import TrainConfig
 from batchdet.training.job import RetrainConfig
-from batchdet.training.loop import StepReport, Trainer
+from batchdet.training.loop import StepReport, Trainer, require_device
 from batchdet.training.order import BatchOrder, Draw, portion
 from batchdet.training.plan import TrainPlan, read_plan, target_of
 from batchdet.training.samples import Sample, make_sample
@@ -75,11 +75,21 @@ class InlineClassroom:
 
     def teach(self, job: RetrainConfig, tell: Tell) -> None:
         """See `Classroom`."""
+        threads = len(os.sched_getaffinity(0)) if job.workers.cpus == "auto" else job.workers.cpus
+        teach(job, Post(0, 1, self.device(job), threads), tell)
+
+    def device(self, job: RetrainConfig) -> str:
+        """Where the worker learns.
+
+        Raises:
+            ConfigError: the job asks for a GPU, or for what only GPUs do, and this machine has none.
+        """
         has_gpu = torch.cuda.is_available() and job.workers.gpus != 0
         if job.workers.gpus == 1 and not has_gpu:
             raise ConfigError("workers.gpus is 1, and this machine has no GPU")
-        threads = len(os.sched_getaffinity(0)) if job.workers.cpus == "auto" else job.workers.cpus
-        teach(job, Post(0, 1, "cuda" if has_gpu else "cpu", threads), tell)
+        device = "cuda" if has_gpu else "cpu"
+        require_device(job.network, device)
+        return device
 
 
 def teach(job: RetrainConfig, post: Post, tell: Tell) -> None:

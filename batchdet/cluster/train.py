@@ -29,6 +29,7 @@ from batchdet.progress import Progress
 from batchdet.storage.filesystem import open_store
 from batchdet.teaching import Post, Tell, teach
 from batchdet.training.job import RetrainConfig, WorkersConfig
+from batchdet.training.loop import require_device
 from batchdet.training.steps import StepLine
 
 RAY_FOLDER = "_ray"
@@ -47,7 +48,9 @@ class RayPlace:
         with connected(self._address, progress.log):
             require_shared(_local_uris(job))
             nodes = [node["Resources"] for node in living_nodes()]
-            self._crew = settle_crew(job.workers, nodes, may_grow=bool(growable_nodes()))
+            self._crew = settle_crew(job.workers, nodes, growable_nodes())
+            require_device(job.network, "cuda" if self._crew.gpus else "cpu")
+            self._say = progress.log
             progress.log(
                 f"training: {self._crew.number} workers with {self._crew.cpus} CPUs, {self._crew.gpus} GPUs each"
             )
@@ -61,9 +64,9 @@ class RayPlace:
         fitting = Aside(self._trainer(job, board).fit, then=board.close.remote)
         fitting.start()
         try:
-            while (lines := ray.get(board.take.remote())) is not None:
-                for line in lines:
-                    tell(line)
+            while (news := ray.get(board.take.remote())) is not None:
+                for one in news:
+                    self._pass_on(one, tell)
             error = ray.get(board.error.remote())
         except RayError as lost:
             raise RunError(f"the Ray cluster was lost ({_one_line(lost)}); run the same command again") from lost
@@ -76,6 +79,12 @@ class RayPlace:
                 f"the training's workers failed ({_one_line(failed)}); its last checkpoint stays: run the same "
                 "command again"
             ) from failed
+
+    def _pass_on(self, news: "StepLine | Beginning", tell: Tell) -> None:
+        if isinstance(news, StepLine):
+            tell(news)
+        else:
+            self._say(f"training: {news.workers} of {self._crew.number} workers begin")
 
     def _trainer(self, job: RetrainConfig, board: Any) -> TorchTrainer:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -119,24 +128,29 @@ class Crew:
     gpus: int
 
 
-def settle_crew(workers: WorkersConfig, nodes: Sequence[Mapping[str, float]], *, may_grow: bool) -> Crew:
+def settle_crew(
+    workers: WorkersConfig, nodes: Sequence[Mapping[str, float]], growable: Sequence[Mapping[str, float]]
+) -> Crew:
     """How many workers with what.
 
     Args:
         workers: as the job says.
         nodes: resources of each living node.
-        may_grow: an autoscaler may add nodes.
+        growable: resources of a node of each kind that an autoscaler may add.
 
     Raises:
-        ClusterError: they do not fit.
+        ClusterError: they do not fit, and no node that may come holds one.
     """
     totals = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     gpus = workers.gpus if workers.gpus != "auto" else int(totals["GPU"] >= 1)
     number = workers.number if workers.number != "auto" else max(1, int(totals["GPU"]) if gpus else 1)
-    per_node = math.ceil(number / max(1, len(nodes)))
-    smallest = min((node.get("CPU", 1.0) for node in nodes), default=1.0)
+    # A head that only steers, and a node without GPUs among those with, hold no worker.
+    hosts = [node for node in nodes if _holds(node, 1, gpus)] or [node for node in growable if _holds(node, 1, gpus)]
+    per_node = math.ceil(number / max(1, len(hosts)))
+    smallest = min((node["CPU"] for node in hosts), default=1.0)
     cpus = workers.cpus if workers.cpus != "auto" else max(1, int(smallest / per_node))
     least = workers.least or number
+    may_grow = any(_holds(node, cpus, gpus) for node in growable)
     if sum(_holds(node, cpus, gpus) for node in nodes) < least and not may_grow:
         raise ClusterError(
             f"workers: {least} with {cpus} CPUs and {gpus} GPUs each do not fit into the cluster "
@@ -162,6 +176,8 @@ def work(config: Mapping[str, Any]) -> None:
         device=str(get_device()),
         threads=int(config["cpus"]),
     )
+    if post.rank == 0:
+        board.say.remote(Beginning(post.workers))
     try:
         teach(config["job"], post, board.say.remote)
     except (UserError, RunError) as error:
@@ -169,19 +185,30 @@ def work(config: Mapping[str, Any]) -> None:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Workers begin, at first or again.
+
+    Attributes:
+        workers: how many.
+    """
+
+    workers: int
+
+
 @ray.remote(num_cpus=0)
 class Board:
     """What workers say, for the driver to read; and the error that ends the training, for all of them."""
 
     def __init__(self) -> None:
-        self._lines: list[StepLine] = []
+        self._said: list[StepLine | Beginning] = []
         self._error: Exception | None = None
         self._is_closed = False
         self._news = asyncio.Event()
 
-    async def say(self, line: StepLine) -> None:
-        """One more step."""
-        self._lines.append(line)
+    async def say(self, news: StepLine | Beginning) -> None:
+        """One more step, or who takes the next ones."""
+        self._said.append(news)
         self._news.set()
 
     async def fail(self, error: Exception) -> None:
@@ -197,15 +224,15 @@ class Board:
         self._is_closed = True
         self._news.set()
 
-    async def take(self) -> list[StepLine] | None:
-        """The steps since the last time, once there are some; None at the end."""
+    async def take(self) -> list[StepLine | Beginning] | None:
+        """What was said since the last time, once there is something; None at the end."""
         await self._news.wait()
-        lines, self._lines = self._lines, []
-        if not lines and self._is_closed:
+        said, self._said = self._said, []
+        if not said and self._is_closed:
             return None
         if not self._is_closed:
             self._news.clear()
-        return lines
+        return said
 
 
 class Aside(threading.Thread):

@@ -199,7 +199,8 @@ class NetworkConfig(Section):
     """How the network is run and kept."""
 
     precision: Precision = "fp32"
-    """Arithmetic of the forward pass; losses are always fp32."""
+    """Arithmetic of the forward pass; losses are always fp32. fp16 and bf16 are refused on CPUs, whose bf16 gradients
+    are not always right."""
     norms: Literal["frozen", "local", "sync"] = "frozen"
     """Statistics of batch normalisation: the start's; each worker's own batch; over all workers (GPU only)."""
     frozen_stages: Count = 0

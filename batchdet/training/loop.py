@@ -67,14 +67,13 @@ class Trainer:
         student: the model to train; it is moved to the device and changed.
         config: the job.
         num_steps: of the whole training; the learning rate depends on it.
-        device: `cpu` or a GPU.
+        device: `cpu` or a GPU; see `require_device`.
 
     Attributes:
         step: steps done, of `num_steps`.
         device: where the student is.
 
     Raises:
-        ConfigError: the job asks for what the device cannot do.
         ModelError: more stages are to be frozen than there are.
     """
 
@@ -247,11 +246,30 @@ def _weighed(sample: Sample, weight: float) -> Sample:
     return replace(sample, view=replace(sample.view, target=target))
 
 
-def _with_norms(model: nn.Module, network: NetworkConfig, device: torch.device) -> nn.Module:
-    if network.norms != "sync":
-        return model
-    if device.type != "cuda":
+def require_device(network: NetworkConfig, device_type: str) -> None:
+    """Refuse to learn on a device what it cannot do, or does wrong.
+
+    Args:
+        network: what is asked for.
+        device_type: as torch names it.
+
+    Raises:
+        ConfigError: it needs GPUs; names the field.
+    """
+    if device_type == "cuda":
+        return
+    if network.norms == "sync":
         raise ConfigError("network.norms: sync works on GPUs only; choose frozen or local")
+    # On a CPU oneDNN's bf16 weight gradient of a depthwise convolution with stride 2 over a map of one cell takes in
+    # memory that nobody wrote: it is not a number, or one of any size, which no check finds.
+    if network.precision != "fp32":
+        raise ConfigError(f"network.precision: {network.precision} is for training on GPUs; choose fp32 on CPUs")
+
+
+def _with_norms(model: nn.Module, network: NetworkConfig, device: torch.device) -> nn.Module:
+    # What GPUs have learned is opened on a CPU to be kept.
+    if network.norms != "sync" or device.type != "cuda":
+        return model
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
 

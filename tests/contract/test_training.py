@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from batchdet.labelling import Hardware, InlineRunner
 from batchdet.retraining import InlinePlace, retrain
@@ -101,18 +102,20 @@ def test_random_kills_change_no_step(world: Path, undisturbed: list[StepLine], t
 def _kill(command: Command, output: Path, target: str, dice: random.Random) -> Iterator[str]:
     """Kill once some more checkpoints are there; a worker in the first start, after which its driver dies as well."""
 
-    def checkpoints() -> int:
-        return max((int(path.parent.name) for path in output.glob("checkpoints/*/state.json")), default=0)
-
-    wanted = checkpoints() + 2 * dice.randint(1, 2)
-    assert command.until(lambda: checkpoints() >= wanted), command.err
+    wanted = _checkpoints(output) + 2 * dice.randint(1, 2)
+    assert command.until(lambda: _checkpoints(output) >= wanted), command.err
     if target == "worker":
         dice.choice(command.alive(WORKER)).kill()
         yield "worker"
-        wanted = checkpoints() + 2
-        assert command.until(lambda: checkpoints() >= wanted), command.err
+        wanted = _checkpoints(output) + 2
+        assert command.until(lambda: _checkpoints(output) >= wanted), command.err
     command.process.kill()
     yield "driver"
+
+
+def _checkpoints(output: Path) -> int:
+    """The step of the newest checkpoint; 0 before the first."""
+    return max((int(path.parent.name) for path in output.glob("checkpoints/*/state.json")), default=0)
 
 
 @pytest.mark.slow
@@ -127,6 +130,41 @@ def test_fewer_workers_than_wanted_take_the_same_steps(
         assert command.end() == 0, command.err
     assert "training: 3 workers" in command.err
     require_same(steps_of(f"{world}/few"), undisturbed)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that only steers, on this machine, for nodes to join."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lost", [0, 1], ids=["first-lost", "second-lost"])
+@pytest.mark.parametrize("least", [1, None], ids=["fewer-go-on", "another-node-comes"])
+def test_a_lost_node_changes_no_step(
+    lost: int, least: int | None, cluster: Cluster, world: Path, undisturbed: list[StepLine], tmp_path: Path
+) -> None:
+    """SIGKILL to all of a node, once with the first worker, which keeps the checkpoints, and once with the other."""
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    output = world / tmp_path.name
+    changes = {"workers__number": 2, "workers__least": least, "workers__max_failures": 20}
+    command_line = [*arguments(str(world), output.name, **changes), "--ray", cluster.address]
+    with started(tmp_path / "start", command_line, {}) as command:
+        assert command.until(lambda: _checkpoints(output) >= 4), command.err
+        cluster.remove_node(nodes[lost], allow_graceful=False)
+        if least is None:
+            cluster.add_node(num_cpus=1)
+        assert command.end() == 0, command.err
+    begun = [line.strip() for line in command.err.splitlines() if line.endswith(" of 2 workers begin")]
+    assert len(begun) >= 2, command.err
+    assert begun[0].endswith("training: 2 of 2 workers begin")
+    assert begun[-1].endswith(f"training: {least or 2} of 2 workers begin")
+    require_same(steps_of(str(output)), undisturbed)
 
 
 @pytest.mark.slow

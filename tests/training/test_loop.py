@@ -7,7 +7,7 @@ from torch import nn
 
 from batchdet.errors import ConfigError, DivergedError
 from batchdet.training.config import TrainConfig
-from batchdet.training.loop import make_optimiser
+from batchdet.training.loop import make_optimiser, require_device
 from batchdet.training.state import read_state, write_state
 from tests.training.trainings import curve, demo_student, job, run, same, samples, trainer_of, weights
 
@@ -83,9 +83,26 @@ def test_one_picture_has_no_statistics_of_its_own() -> None:
     assert trainer_of(config).take(samples(config, 0)[:1]).num_images == 1
 
 
-def test_norms_over_workers_need_gpus() -> None:
-    with pytest.raises(ConfigError, match=r"network\.norms: sync"):
-        trainer_of(job(network__norms="sync"))
+FOR_GPUS = [("norms", "sync"), ("precision", "fp16"), ("precision", "bf16")]
+
+
+@pytest.mark.parametrize(("field", "value"), FOR_GPUS)
+def test_what_only_gpus_do_is_refused_elsewhere(field: str, value: str) -> None:
+    network = job(**{f"network__{field}": value}).network
+    require_device(network, "cuda")
+    with pytest.raises(ConfigError, match=rf"network\.{field}: {value} .* GPUs.*; choose"):
+        require_device(network, "cpu")
+
+
+@pytest.mark.parametrize(("field", "value"), FOR_GPUS)
+def test_what_gpus_have_learned_is_opened_on_a_cpu(field: str, value: str) -> None:
+    """So is every training, once it has ended, to be kept."""
+    config = job(**{f"network__{field}": value})
+    state = trainer_of(config).state()
+    opened = trainer_of(config)
+    opened.load_state(replace(state, facts=state.facts | {"step": opened.num_steps}))
+    assert opened.step == opened.num_steps
+    assert same(weights(opened), state.part("average.module"))
 
 
 def test_frozen_stages_do_not_move_and_the_rest_does() -> None:
@@ -146,12 +163,12 @@ def test_factors_scale_single_losses() -> None:
 
 
 def test_bf16_trains_and_stays_near() -> None:
+    """The arithmetic of a GPU's training, on a CPU and at a size at which its gradients are right."""
     losses = []
     for precision in ("fp32", "bf16"):
         config = job(network__precision=precision)
         student = demo_student(config)
-        # The checkpoint's own size: oneDNN's bf16 gradient of a depthwise convolution over a map of one cell,
-        # which smaller pictures have, is now and then not finite.
+        # The checkpoint's own size: smaller pictures have the maps of one cell that `require_device` tells of.
         student.model.transform.fixed_size = (320, 320)
         losses.append(next(run(trainer_of(config, student), config)).loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
