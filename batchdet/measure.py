@@ -31,7 +31,15 @@ from batchdet.storage.listing import list_images
 from batchdet.training.calibration import Threshold, Wanted, calibrate_thresholds
 from batchdet.training.confusion import Confusion, count_confusion
 from batchdet.training.evaluation import Evaluation, Found, Score, evaluate_detections, require_pycocotools, restrict
-from batchdet.training.gold import Gold, GoldImages, SharedCategories, find_images, read_gold, share_categories
+from batchdet.training.gold import (
+    Gold,
+    GoldImages,
+    SharedCategories,
+    find_images,
+    read_gold,
+    require_objects,
+    share_categories,
+)
 
 DEFAULTS: Mapping[str, object] = {"model.score_floor": 0.001, "plan.images_per_shard": 64}
 """What a job that measures has unless it says otherwise: every candidate counts, and gold sets are small."""
@@ -104,6 +112,16 @@ class _Answer:
     labels: str
     found: Found
     labelled: BoolArray
+
+
+def is_measurable(job: JobConfig, gold_uri: str) -> bool:
+    """Whether the job's model knows any category of a gold set.
+
+    Raises:
+        UserError: the gold set or the model is unusable.
+    """
+    known = describe_model(job).categories[1:]
+    return any(name in known for name in read_gold(gold_uri, job.storage.source).categories)
 
 
 def measure_model(job: JobConfig, gold_uri: str, runner: Runner, progress: Progress) -> Measurement:
@@ -218,6 +236,7 @@ def _open_task(job: JobConfig, gold: Gold, progress: Progress) -> _Task:
         progress.log(
             f"{len(missing)} of {len(gold.names)} gold images are not there and left out, such as {missing[0]}"
         )
+    require_objects(gold.restrict(images.found, categories.names))
     return _Task(model, gold, images, categories)
 
 

@@ -10,7 +10,7 @@ from batchdet.config import JobConfig, ModelConfig
 from batchdet.engine.card import pack_model
 from batchdet.engine.checkpoint import load_model
 from batchdet.errors import ConfigError
-from batchdet.measure import Measurement, measure_model
+from batchdet.measure import Measurement, is_measurable, measure_model
 from batchdet.progress import Progress
 from batchdet.run import Runner, recorded_versions
 from batchdet.storage.filesystem import Store
@@ -93,8 +93,12 @@ def promote_measured(
     reasons: tuple[str, ...] = ()
     if known.version is not None:
         model = job.model.model_copy(update={"reference": _reference(folder, known.version)})
-        live = measure_model(job.model_copy(update={"model": model}), gold_uri, runner, progress)
-        reasons = judge(candidate.evaluation.score, live.evaluation.score, tolerances).reasons
+        rival = job.model_copy(update={"model": model})
+        if is_measurable(rival, gold_uri):
+            live = measure_model(rival, gold_uri, runner, progress)
+            reasons = _reasons(candidate, live, tolerances)
+        else:
+            reasons = (_unlike(known.version, gold_uri),)
     facts = _facts(candidate, live)
     if reasons:
         refuse(folder, version, reasons, known, **facts)
@@ -123,7 +127,7 @@ def release_trained(
     options: Mapping[str, Any],
     verdicts: Verdicts,
     pack: Callable[[Mapping[str, Any]], Mapping[str, bytes]],
-    measure: Callable[[str], Measurement],
+    measure: Callable[[str], Measurement | None],
 ) -> Release:
     """Put a trained model into a registry, and make it live if it is no worse than its teacher and the live version.
 
@@ -134,7 +138,7 @@ def release_trained(
         options: fsspec storage options.
         verdicts: what it is worth.
         pack: makes the files of the version, given its metrics.
-        measure: measures a reference on the same gold.
+        measure: measures a reference on the same gold; None for one that knows no category of it.
 
     Raises:
         ModelError: another version was added or promoted meanwhile.
@@ -144,17 +148,12 @@ def release_trained(
     known = read_promotions(folder)
     student, teacher = verdicts.student, verdicts.teacher
     version = _version_of(folder, student.model.digest)
-    live = None
-    if known.version not in (None, version):
-        reference = _reference(folder, str(known.version))
-        is_teacher = (
-            teacher is not None and read_card(folder, str(known.version)).get("model_digest") == teacher.model.digest
-        )
-        live = teacher if is_teacher else measure(reference)
-    rivals = [rival for rival in (teacher, live) if rival is not None]
-    reasons = tuple(
-        dict.fromkeys(reason for rival in rivals for reason in _reasons(student, rival, verdicts.tolerances))
-    )
+    live, unlike = None, []
+    if known.version is not None and known.version != version:
+        live = _measure_live(folder, known.version, teacher, measure)
+        unlike = [] if live else [_unlike(known.version, student.gold.uri)]
+    fallen = (reason for rival in (teacher, live) if rival for reason in _reasons(student, rival, verdicts.tolerances))
+    reasons = tuple(dict.fromkeys([*fallen, *unlike]))
     if version is None:
         version = next_version(folder)
         metrics = asdict(student.evaluation.score) | {"gold": student.gold.uri, "gold_digest": student.gold.digest}
@@ -163,6 +162,23 @@ def release_trained(
     if known.version != version:
         _settle(folder, version, reasons, known, _facts(student, live or teacher))
     return release
+
+
+def _measure_live(
+    folder: Store, version: str, teacher: Measurement | None, measure: Callable[[str], Measurement | None]
+) -> Measurement | None:
+    """The live version, which often is the teacher and measured already."""
+    if teacher is not None and read_card(folder, version).get("model_digest") == teacher.model.digest:
+        return teacher
+    return measure(_reference(folder, version))
+
+
+def _unlike(live_version: str, gold_uri: str) -> str:
+    """Why nothing takes the place of a version that the gold set cannot measure."""
+    return (
+        f"version {live_version}, which is live, knows no category of {gold_uri}: they cannot be compared; "
+        "`models promote --no-gate` does not ask"
+    )
 
 
 def _settle(folder: Store, version: str, reasons: tuple[str, ...], known: Promotions, facts: dict[str, Any]) -> None:

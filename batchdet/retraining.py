@@ -17,10 +17,10 @@ from batchdet.config import EXTENSIONS, JobConfig, load_job
 from batchdet.engine.card import pack_model
 from batchdet.engine.checkpoint import identify_model
 from batchdet.errors import OpenShardsError, OutputError, StorageError
-from batchdet.measure import DEFAULTS, Measurement, measure_model
+from batchdet.measure import DEFAULTS, Measurement, is_measurable, measure_model
 from batchdet.progress import Progress
 from batchdet.release import Release, Verdicts, release_trained
-from batchdet.run import Runner, describe_model, recorded_versions
+from batchdet.run import Runner, recorded_versions
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.ledger import Ledger
 from batchdet.storage.listing import list_images
@@ -31,7 +31,7 @@ from batchdet.training.curves import draw_training
 from batchdet.training.evaluation import require_pycocotools
 from batchdet.training.events import require_tensorboard
 from batchdet.training.gate import Tolerances
-from batchdet.training.gold import find_images, read_gold, share_categories
+from batchdet.training.gold import Gold, GoldImages, find_images, read_gold, require_objects, share_categories
 from batchdet.training.gold_targets import count_gold, gold_targets
 from batchdet.training.guard import guard
 from batchdet.training.job import RetrainConfig
@@ -119,7 +119,8 @@ def retrain(job: RetrainConfig, place: Place, runner: Runner, progress: Progress
         trainer = _finished(job, plan, output)
         _pack(job, plan, trainer, output)
         student = _measure(job, output.child_uri(MODEL), runner, progress)
-        teacher = _measure_teacher(job, plan, runner, progress)
+        reference = plan.facts.teacher
+        teacher = None if reference is None else _measure_rival(job, reference, runner, progress)
         steps = read_steps(output)
         _plot(output, steps, {"teacher": teacher, "student": student}, progress)
         verdicts = Verdicts(student, teacher, _tolerances(job))
@@ -132,7 +133,7 @@ def retrain(job: RetrainConfig, place: Place, runner: Runner, progress: Progress
             job.storage.source,
             verdicts,
             pack,
-            lambda reference: _measure(job, reference, runner, progress),
+            lambda reference: _measure_rival(job, reference, runner, progress),
         )
     return Retrained(
         release=release,
@@ -174,12 +175,11 @@ def _new_plan(job: RetrainConfig, progress: Progress) -> TrainPlan:
     config = job.training
     config = config.model_copy(update={"start": config.start.model_copy(update={"reference": teacher})})
     student = open_student(config, job)
-    share_categories(read_gold(job.held_out.annotations, job.storage.source), student.categories)
-    held_out = _image_uris(job, job.held_out.annotations, job.held_out.images, progress)
+    held_out = _held_out_uris(job, student.categories, progress)
     gold = None if config.gold is None else read_gold(config.gold.annotations, job.storage.source)
     gold_rows = gold_table((), ())
     if gold is not None and config.gold is not None:
-        uris = _image_uris(job, config.gold.annotations, config.gold.images, progress)
+        uris = _find(job, gold, config.gold.images, progress).uris
         wanted = [None if uri in set(held_out) else uri for uri in uris]
         gold_rows = gold_table(wanted, gold_targets(gold, student.categories))
     labels = _labels(job, student.categories)
@@ -210,11 +210,19 @@ def _pinned(job: RetrainConfig) -> str | None:
     return f"{folder.uri}@{promoted_version(folder)}"
 
 
-def _image_uris(job: RetrainConfig, annotations: str, images: str, progress: Progress) -> tuple[str | None, ...]:
-    """The URI of each image of a gold file."""
-    options = job.storage.source
-    listing = list_images(images, options, EXTENSIONS, progress.listing)
-    return find_images(read_gold(annotations, options), listing, open_store(images, options).uri).uris
+def _held_out_uris(job: RetrainConfig, categories: Sequence[str], progress: Progress) -> tuple[str | None, ...]:
+    """The URI of each held-out image; what could not be measured on in the end is refused now."""
+    gold = read_gold(job.held_out.annotations, job.storage.source)
+    shared = share_categories(gold, categories)
+    images = _find(job, gold, job.held_out.images, progress)
+    require_objects(gold.restrict(images.found, shared.names))
+    return images.uris
+
+
+def _find(job: RetrainConfig, gold: Gold, images: str, progress: Progress) -> GoldImages:
+    """Where the images of a gold set are."""
+    listing = list_images(images, job.storage.source, EXTENSIONS, progress.listing)
+    return find_images(gold, listing, open_store(images, job.storage.source).uri)
 
 
 def _outputs(job: RetrainConfig) -> list[Store]:
@@ -277,22 +285,19 @@ def _lineage(job: RetrainConfig, plan: TrainPlan, trainer: Trainer) -> dict[str,
     }
 
 
-def _measure(job: RetrainConfig, reference: str | None, runner: Runner, progress: Progress) -> Measurement:
+def _measure(job: RetrainConfig, reference: str, runner: Runner, progress: Progress) -> Measurement:
     progress.log(f"measuring {reference} on {job.held_out.annotations}")
-    return measure_model(_measuring_job(job, str(reference)), job.held_out.annotations, runner, progress)
+    return measure_model(_measuring_job(job, reference), job.held_out.annotations, runner, progress)
 
 
-def _measure_teacher(job: RetrainConfig, plan: TrainPlan, runner: Runner, progress: Progress) -> Measurement | None:
-    """None without a teacher, and where it knows no category of the held-out gold: new ones have no rival."""
-    teacher = plan.facts.teacher
-    if teacher is None:
+def _measure_rival(job: RetrainConfig, reference: str, runner: Runner, progress: Progress) -> Measurement | None:
+    """None where it knows no category of the held-out gold."""
+    if not is_measurable(_measuring_job(job, reference), job.held_out.annotations):
+        progress.log(
+            f"{reference} knows no category of {job.held_out.annotations}: the student is not compared with it"
+        )
         return None
-    known = describe_model(_measuring_job(job, teacher)).categories
-    gold = read_gold(job.held_out.annotations, job.storage.source)
-    if not set(gold.categories) & set(known[1:]):
-        progress.log(f"{teacher} knows no category of {job.held_out.annotations}: the student is not compared with it")
-        return None
-    return _measure(job, teacher, runner, progress)
+    return _measure(job, reference, runner, progress)
 
 
 def _measuring_job(job: RetrainConfig, reference: str) -> JobConfig:

@@ -35,6 +35,18 @@ from batchdet.records import InputSpec, ModelFiles, ModelInfo
 TORCHVISION = "torchvision:"
 
 
+_CARD_FIELDS: Mapping[str, type] = {
+    "architecture": str,
+    "categories": list,
+    "input_size": dict,
+    "normalisation": dict,
+    "digests": dict,
+    "metrics": dict,
+    "lineage": dict,
+}
+_JSON_NAMES: Mapping[type, str] = {str: "a name", list: "a list", dict: "an object"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
     """Weights that still have no model.
@@ -158,7 +170,7 @@ def _fetch_torchvision(weights: Any, reference: str) -> Any:
 
 
 def _from_files(model: ModelConfig, files: ModelFiles) -> _Checkpoint:
-    card = {} if files.card is None else _read_card(files.card)
+    card = {} if files.card is None else _read_card(files.card, model.reference)
     architecture = model.architecture or card.get("architecture")
     categories = model.categories or card.get("categories")
     if not architecture:
@@ -169,28 +181,38 @@ def _from_files(model: ModelConfig, files: ModelFiles) -> _Checkpoint:
             f'model.categories: required for {model.reference}; names in label order, "{BACKGROUND}" first'
         )
     _check_categories(categories)
-    _check_digest(card, files.weights)
+    _check_digest(card, files.weights, model.reference)
     return _Checkpoint(architecture, tuple(categories), read_weights(files.weights), card=card)
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def _read_card(path: Path, reference: str) -> dict[str, Any]:
+    """The card's fields that say something: a null says as little as a field that is not there."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not a model card: {error}") from error
+        raise ModelError(f"model {reference}: its {path.name} is not a model card: {error}") from error
     if not isinstance(card, dict):
-        raise ModelError(f"{path} is not a model card: expected fields such as architecture")
+        raise ModelError(f"model {reference}: its {path.name} is not a model card: expected fields like architecture")
+    card = {name: value for name, value in card.items() if value is not None}
+    for name, kind in _CARD_FIELDS.items():
+        if not isinstance(card.get(name, kind()), kind):
+            raise ModelError(f"model {reference}: {name} of its {path.name} must be {_JSON_NAMES[kind]}")
+    if not all(isinstance(name, str) for name in card.get("categories", ())):
+        raise ModelError(f"model {reference}: categories of its {path.name} must be names")
     return card
 
 
-def _check_digest(card: Mapping[str, Any], weights: Path) -> None:
+def _check_digest(card: Mapping[str, Any], weights: Path, reference: str) -> None:
     wanted = card.get("digests", {}).get(weights.name)
     if wanted is None:
         return
     with weights.open("rb") as file:
         found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
-        raise ModelError(f"{weights} is not the file its model card describes: {found} instead of {wanted}")
+        raise ModelError(
+            f"model {reference}: its {weights.name} is not the file its model card describes: {found} "
+            f"instead of {wanted}"
+        )
 
 
 def _check_architecture(name: str, field: str) -> None:
@@ -236,10 +258,10 @@ def _apply_card(module: Any, card: Mapping[str, Any], reference: str) -> None:
     transform = module.transform
     try:
         size = card.get("input_size", {})
-        if "height" in size:
-            transform.fixed_size = (int(size["width"]), int(size["height"]))
         if "min_size" in size:
             transform.min_size, transform.max_size = (int(size["min_size"]),), int(size["max_size"])
+        elif size:
+            transform.fixed_size = (int(size["width"]), int(size["height"]))
         normalisation = card.get("normalisation")
         if normalisation is not None:
             transform.image_mean = list(_channels(normalisation["mean"]))

@@ -13,7 +13,7 @@ from typing import Any
 from batchdet.errors import ConflictError, ModelError
 from batchdet.storage.exclusive import Seen, read_seen, replace_seen
 from batchdet.storage.filesystem import Store
-from batchdet.storage.registry import PROMOTED_NAME
+from batchdet.storage.registry import PROMOTED_NAME, live_version
 from batchdet.storage.versions import read_card
 
 ROLLBACK = "rollback"
@@ -60,7 +60,7 @@ def read_promotions(model: Store) -> Promotions:
         return Promotions(None, (), (), seen)
     try:
         tree = json.loads(seen.data)
-        version = str(tree["version"])
+        version = live_version(tree)
         history = tuple({**entry, "version": str(entry["version"])} for entry in tree.get("history", ()))
         refused = tuple(dict(entry) for entry in tree.get("refused", ()))
     except (ValueError, KeyError, TypeError) as error:

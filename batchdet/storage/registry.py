@@ -75,7 +75,7 @@ def promoted_version(store: Store) -> str:
         ModelError: there is no `promoted.json`, or it names no version.
     """
     try:
-        version = json.loads(store.read_bytes(PROMOTED_NAME))["version"]
+        return live_version(json.loads(store.read_bytes(PROMOTED_NAME)))
     except NotFoundError as error:
         versions = sorted(name.strip("/") for name in store.list_folders(""))
         raise ModelError(
@@ -84,6 +84,17 @@ def promoted_version(store: Store) -> str:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {store.uri}: {PROMOTED_NAME} does not name a version") from error
+
+
+def live_version(promoted: Any) -> str:
+    """The version that the tree of a `promoted.json` names.
+
+    Raises:
+        ValueError, KeyError, TypeError: it names none.
+    """
+    version = promoted["version"]
+    if not isinstance(version, str | int) or isinstance(version, bool) or version == "":
+        raise ValueError(f"version {version!r}")
     return str(version)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from batchdet.errors import ConfigError
 from batchdet.records import BoolArray, FloatArray, IntArray
-from batchdet.training.gold import Gold
+from batchdet.training.gold import Gold, require_objects
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -138,8 +138,7 @@ def evaluate_detections(gold: Gold, found: Found) -> Evaluation:
     Raises:
         ConfigError: the gold set holds no object, or pycocotools is not installed.
     """
-    if gold.crowd.all():
-        raise ConfigError(f"gold {gold.uri}: holds no object in these images: average precision is undefined")
+    require_objects(gold)
     judged = _judge(gold, found)
     precision, recall = judged.eval["precision"], judged.eval["recall"]
     support = np.bincount(gold.labels[~gold.crowd], minlength=len(gold.categories))

@@ -220,6 +220,19 @@ def share_categories(gold: Gold, model_categories: Sequence[str]) -> SharedCateg
     )
 
 
+def require_objects(gold: Gold) -> None:
+    """Refuse gold that nothing can be measured on.
+
+    Raises:
+        ConfigError: there is nothing to find.
+    """
+    if gold.crowd.all():
+        raise ConfigError(
+            f"gold {gold.uri}: holds no object in these images: average precision is undefined "
+            "(crowds and boxes without area are no objects)"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class GoldImages:
     """Where the images of a gold set are.

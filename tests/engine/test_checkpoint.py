@@ -211,6 +211,13 @@ def test_card_names_architecture_categories_size_and_normalisation(stock: nn.Mod
         ({"input_size": {"height": "tall", "width": 3}}, ["input_size"]),
         ({"normalisation": {"mean": [1.0]}}, ["normalisation"]),
         ({"architecture": None}, ["model.architecture", SSDLITE]),
+        ({"architecture": ["ssd"]}, ["architecture of its model.json must be a name"]),
+        ({"categories": {"0": "cat"}}, ["categories of its model.json must be a list"]),
+        ({"categories": ["__background__", None]}, ["categories of its model.json must be names"]),
+        ({"input_size": [320, 320]}, ["input_size of its model.json must be an object"]),
+        ({"input_size": {"side": 320}}, ["input_size must be {height, width} or {min_size, max_size}"]),
+        ({"digests": "sha256:00"}, ["digests of its model.json must be an object"]),
+        ({"lineage": [1]}, ["lineage of its model.json must be an object"]),
     ],
 )
 def test_wrong_card_is_refused(stock: nn.Module, tmp_path: Path, card: dict[str, Any], words: list[str]) -> None:
@@ -219,6 +226,16 @@ def test_wrong_card_is_refused(stock: nn.Module, tmp_path: Path, card: dict[str,
     with pytest.raises(ModelError) as error:
         load_detector(config(architecture=None, categories=None), files, "cpu")
     assert all(word in one_line(error) for word in words)
+
+
+def test_a_null_of_a_card_says_nothing(stock: nn.Module, tmp_path: Path) -> None:
+    said = {"architecture": SSDLITE, "categories": CATEGORIES}
+    nulls = dict.fromkeys(("input_size", "normalisation", "digests", "metrics", "frozen_norm_epsilon"))
+    digests = set()
+    for card in (said, said | nulls):
+        files = registry(tmp_path, stock.state_dict(), **card)
+        digests.add(load_detector(config(architecture=None, categories=None), files, "cpu").info.digest)
+    assert len(digests) == 1
 
 
 def test_card_that_is_not_json_is_refused(stock: nn.Module, tmp_path: Path) -> None:

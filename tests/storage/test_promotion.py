@@ -113,12 +113,23 @@ def test_a_file_from_before_histories_is_read(tmp_path: Path) -> None:
     assert promote(store, "2", "gate", known).before == "1"
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"history": []}', '{"version": "1", "history": [{}]}'])
+NO_VERSION = ["", "[]", '{"history": []}', '{"version": null}', '{"version": ""}', '{"version": ["1"]}']
+
+
+@pytest.mark.parametrize("text", [*NO_VERSION, '{"version": "1", "history": [{}]}', '{"version": "1", "refused": [1]}'])
 def test_damage_is_said(tmp_path: Path, text: str) -> None:
     store = open_store(str(tmp_path), {})
     store.write_bytes("promoted.json", text.encode())
     with pytest.raises(ModelError, match=r"promoted\.json is damaged"):
         read_promotions(store)
+
+
+@pytest.mark.parametrize("text", NO_VERSION)
+def test_nothing_is_live_by_a_damaged_file(tmp_path: Path, text: str) -> None:
+    store = open_store(str(tmp_path), {})
+    store.write_bytes("promoted.json", text.encode())
+    with pytest.raises(ModelError, match=r"promoted\.json does not name a version"):
+        promoted_version(store)
 
 
 def test_cards_are_read(tmp_path: Path) -> None:
