@@ -128,6 +128,50 @@ def test_what_cannot_be_measured_is_left_out_and_named(measure: Measure, scenes:
     assert_is_oracle(score, oracle(known, rows_of(score["labels"], known, ["", *SHAPES]), kept))
 
 
+def test_boxes_without_area_are_left_out_and_crowds_are_neither_right_nor_wrong(
+    measure: Measure, scenes: Path, tmp_path: Path
+) -> None:
+    tree = json.loads((scenes / "gold.json").read_text())
+    for place, row in enumerate(tree["annotations"]):
+        row["iscrowd"] = int(place % 7 == 0)
+    void = [{**tree["annotations"][place], "id": 9000 + place, "bbox": [5, 5, place, 0]} for place in range(3)]
+    (tmp_path / "gold.json").write_text(json.dumps({**tree, "annotations": [*void, *tree["annotations"]]}))
+    score, said = measure(gold=tmp_path / "gold.json")
+    assert_is_oracle(score, oracle(tree, rows_of(score["labels"], tree, ["", *SHAPES])))
+    assert score["num_objects"] == sum(not row["iscrowd"] for row in tree["annotations"])
+    assert "3 gold boxes without area are left out\n" in said
+
+
+NO_OBJECTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "none": lambda tree: {"annotations": []},
+    "void": lambda tree: {"annotations": [{**row, "bbox": [1, 1, 0, 5]} for row in tree["annotations"]]},
+    "crowds": lambda tree: {"annotations": [{**row, "iscrowd": 1} for row in tree["annotations"]]},
+    "unknown": lambda tree: {
+        "categories": [*tree["categories"], {"id": 99, "name": "snark"}],
+        "annotations": [{**row, "category_id": 99} for row in tree["annotations"]],
+    },
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+@pytest.mark.parametrize("change", NO_OBJECTS.values(), ids=NO_OBJECTS)
+def test_gold_without_an_object_is_refused_before_any_work(
+    command: str,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = json.loads((scenes / "gold.json").read_text())
+    (tmp_path / "gold.json").write_text(json.dumps(tree | change(tree)))
+    given = ["--model", MODEL, "--gold", str(tmp_path / "gold.json"), "--images", str(scenes / "images")]
+    given += ["--output", str(tmp_path / "labels")]
+    more = ["--precision", "0.9", "--to", str(tmp_path / "policy.yaml")] if command == "calibrate" else []
+    assert main([command, *ALONE, *given, *more]) == 2
+    assert "gold.json: holds no object in these images" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("labels/**/*.parquet"))
+
+
 def test_images_of_another_size_than_stated_are_said(measure: Measure, scenes: Path, tmp_path: Path) -> None:
     tree = json.loads((scenes / "gold.json").read_text())
     for image in tree["images"][:2]:

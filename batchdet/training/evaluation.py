@@ -173,58 +173,28 @@ def _judge(gold: Gold, found: Found) -> Any:
 
 def coco_of_gold(gold: Gold) -> Any:
     """The gold labels as pycocotools takes them; ids are positions plus one, since id 0 counts as no match there."""
-    corners = gold.boxes
-    return _coco(
-        gold,
-        [
-            {
-                "id": number,
-                "image_id": image + 1,
-                "category_id": label + 1,
-                "bbox": box,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            for number, (image, label, box, area, crowd) in enumerate(
-                zip(
-                    gold.images.tolist(),
-                    gold.labels.tolist(),
-                    _xywh(corners).tolist(),
-                    gold.areas.tolist(),
-                    gold.crowd.tolist(),
-                    strict=True,
-                ),
-                start=1,
-            )
-        ],
-    )
+    columns = {"bbox": _xywh(gold.boxes), "area": gold.areas, "iscrowd": gold.crowd.astype(np.int64)}
+    return _coco(gold, _annotations(gold.images, gold.labels, columns))
 
 
 def coco_of_found(gold: Gold, found: Found) -> Any:
     """Detections as pycocotools takes them, under the ids of `coco_of_gold`."""
     boxes = _xywh(found.boxes.astype(np.float64))
-    rows = zip(
-        found.images.tolist(),
-        found.labels.tolist(),
-        boxes.tolist(),
-        found.scores.astype(np.float64).tolist(),
-        strict=True,
-    )
-    return _coco(
-        gold,
-        [
-            {
-                "id": number,
-                "image_id": image + 1,
-                "category_id": label + 1,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-                "score": score,
-            }
-            for number, (image, label, box, score) in enumerate(rows, start=1)
-        ],
-    )
+    columns = {
+        "bbox": boxes,
+        "area": boxes[:, 2] * boxes[:, 3],
+        "iscrowd": np.zeros(len(boxes), np.int64),
+        "score": found.scores.astype(np.float64),
+    }
+    return _coco(gold, _annotations(found.images, found.labels, columns))
+
+
+def _annotations(
+    images: IntArray, labels: IntArray, columns: Mapping[str, npt.NDArray[np.generic]]
+) -> list[dict[str, Any]]:
+    numbered = {"id": np.arange(1, len(images) + 1), "image_id": images + 1, "category_id": labels + 1, **columns}
+    rows = zip(*(column.tolist() for column in numbered.values()), strict=True)
+    return [dict(zip(numbered, row, strict=True)) for row in rows]
 
 
 def _coco(gold: Gold, annotations: list[dict[str, Any]]) -> Any:

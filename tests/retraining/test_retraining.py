@@ -10,9 +10,11 @@ import yaml
 
 from batchdet.cli.main import main
 from batchdet.cli.retrain import retrained_document
-from batchdet.config import canonical_json
+from batchdet.config import ModelConfig, canonical_json
+from batchdet.demo.shipped import shipped_model
 from batchdet.errors import ConfigError, FailureRateError
 from batchdet.labelling import Hardware, InlineRunner
+from batchdet.release import import_version, promote_unmeasured
 from batchdet.retraining import InlinePlace, Retrained, retrain
 from batchdet.storage.filesystem import open_store
 from batchdet.storage.promotion import read_promotions
@@ -265,6 +267,21 @@ def test_a_student_of_new_categories_is_not_compared_with_its_teacher(world: Pat
     made = run(job(str(world), "of-new", **fields, start__categories=categories))
     assert made.teacher is None
     assert made.release.candidate is not None and made.release.promoted
+    registry = f"{world}/registry/live-of-old"
+    live = import_version(ModelConfig(reference=str(shipped_model())), registry, {})
+    promote_unmeasured(live, {}, no_gate=False)
+    made = run(job(str(world), "of-new", **fields, start__categories=categories, registry=registry))
+    assert not made.release.promoted
+    assert made.release.reasons[0].startswith("version 1, which is live, knows no category of ")
+    assert read_promotions(open_store(registry, {})).version == "1"
+
+
+def test_held_out_gold_without_an_object_is_refused_before_a_step_is_taken(world: Path, tmp_path: Path) -> None:
+    tree = json.loads((world / "held-out.json").read_text())
+    (tmp_path / "held-out.json").write_text(json.dumps(tree | {"annotations": []}))
+    with pytest.raises(ConfigError, match=r"held-out\.json: holds no object in these images"):
+        run(job(str(world), "of-nothing", held_out__annotations=str(tmp_path / "held-out.json")))
+    assert not (world / "of-nothing" / "plan").exists()
 
 
 MISTAKES = [
@@ -276,6 +293,8 @@ MISTAKES = [
     ({"held_out.annotations": "{root}/gold.json"}, "held_out.annotations: these are gold.annotations"),
     ({"gold": {"annotations": "nowhere.json", "images": "nowhere"}}, "gold file://"),
     ({"start.reference": "nowhere"}, "model "),
+    ({"network.precision": "bf16", "workers.gpus": 0}, "network.precision: bf16 is for training on GPUs"),
+    ({"network.norms": "sync", "workers.gpus": 0}, "network.norms: sync works on GPUs only"),
     ({"source.runs": ["20200101T000000Z-00000000"]}, "source.runs: 20200101T000000Z-00000000 is not a complete run"),
 ]
 
