@@ -4,6 +4,7 @@ Clients sign for the proxy's host and the proxy hands that Host header on, so si
 """
 
 import asyncio
+import io
 import socket
 import struct
 import threading
@@ -126,7 +127,7 @@ class FaultProxy:
         headers = [(name, value) for name, value in request.headers.items() if name.lower() not in dropped]
         url = aiohttp.client.URL(self.upstream + request.raw_path, encoded=True)
         async with self._session.request(
-            request.method, url, headers=headers, data=body or None, allow_redirects=False
+            request.method, url, headers=headers, data=io.BytesIO(body) if body else None, allow_redirects=False
         ) as answer:
             data = await answer.read()
             if cut == "lose_answer":
