@@ -152,7 +152,7 @@ def _define(connection: duckdb.DuckDBPyConnection, root: Path, name: str, first:
 
 def _completed(batch: pa.RecordBatch, shared: str) -> pa.RecordBatch:
     """The batch with whole URIs in place of their ends."""
-    uris = pc.binary_join_element_wise(shared, batch.column(0).cast(pa.string()), "")
+    uris = pc.binary_join_element_wise(shared, batch.column(0).cast(pa.string()), "")  # type: ignore[call-overload]  # scalars mix with arrays
     return pa.RecordBatch.from_arrays([uris, *batch.columns[1:]], names=PLANNED.names)
 
 
