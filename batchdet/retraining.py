@@ -35,6 +35,7 @@ from batchdet.training.gold import Gold, GoldImages, find_images, read_gold, req
 from batchdet.training.gold_targets import count_gold, gold_targets
 from batchdet.training.guard import guard
 from batchdet.training.job import RetrainConfig
+from batchdet.training.known_bytes import content_digests
 from batchdet.training.loop import Trainer
 from batchdet.training.plan import (
     PlanFacts,
@@ -178,10 +179,13 @@ def _new_plan(job: RetrainConfig, progress: Progress) -> TrainPlan:
     held_out = _held_out_uris(job, student.categories, progress)
     gold = None if config.gold is None else read_gold(config.gold.annotations, job.storage.source)
     gold_rows = gold_table((), ())
+    known = content_digests(held_out, job.storage.source)
     if gold is not None and config.gold is not None:
         uris = _find(job, gold, config.gold.images, progress).uris
-        wanted = [None if uri in set(held_out) else uri for uri in uris]
-        gold_rows = gold_table(wanted, gold_targets(gold, student.categories))
+        own = content_digests(uris, job.storage.source)
+        secret = {*held_out, *(uri for uri, digest in own.items() if digest in set(known.values()))}
+        gold_rows = gold_table([None if uri in secret else uri for uri in uris], gold_targets(gold, student.categories))
+        known |= own
     labels = _labels(job, student.categories)
     if labels is not None and gold is not None:
         for drift in guard(labels.counts, count_gold(gold), config.guard):
@@ -194,7 +198,7 @@ def _new_plan(job: RetrainConfig, progress: Progress) -> TrainPlan:
         policies={} if labels is None else _policies(job, labels.run_ids),
         gold_digest=None if gold is None else gold.digest,
     )
-    return TrainPlan(facts, gold_rows, _learned(labels, {*held_out, *gold_rows.column("image_uri").to_pylist()}))
+    return TrainPlan(facts, gold_rows, _learned(labels, {*held_out, *known}, set(known.values())))
 
 
 def _pinned(job: RetrainConfig) -> str | None:
@@ -240,12 +244,13 @@ def _policies(job: RetrainConfig, run_ids: Sequence[str]) -> dict[str, Any]:
     return {row.run_id: json.loads(row.policy) for row in rows if row.run_id in run_ids}
 
 
-def _learned(labels: PseudoLabels | None, known: set[str | None]) -> Any:
-    """Pseudo-labelled images that are neither gold nor held out."""
+def _learned(labels: PseudoLabels | None, uris: set[str | None], digests: set[str]) -> Any:
+    """Pseudo-labelled images that are neither gold nor held out, nor copies of such."""
     if labels is None:
         return no_pseudo_labels()
-    uris = labels.table.column("image_uri").to_pylist()
-    return labels.table.take([place for place, uri in enumerate(uris) if uri not in known])
+    named = (labels.table.column(name).to_pylist() for name in ("image_uri", "content_digest"))
+    pairs = enumerate(zip(*named, strict=True))
+    return labels.table.take([place for place, (uri, digest) in pairs if uri not in uris and digest not in digests])
 
 
 def _finished(job: RetrainConfig, plan: TrainPlan, output: Store) -> Trainer:

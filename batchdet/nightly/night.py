@@ -382,7 +382,9 @@ class _Night:
         if earlier is None:
             return None
         since = earlier["since_retraining"]
-        days = (datetime.fromisoformat(steps["begun"]["started_at"]) - datetime.fromisoformat(since["time"])).days
+        passed = datetime.fromisoformat(steps["begun"]["started_at"]) - datetime.fromisoformat(since["time"])
+        # Nights do not begin on the second: a week of them may lack one.
+        days = round(passed / timedelta(days=1))
         accepted = since["images_accepted"] + images_accepted(steps)
         if when.every_days is not None and days >= when.every_days:
             return f"{days} days since the last"

@@ -540,6 +540,13 @@ def test_a_student_is_trained_when_due_and_what_it_makes_stale_is_labelled_again
     assert after["steps"]["changes"]["run_before"], "what the student changed is told the next night"
 
 
+def test_a_night_that_begins_some_seconds_early_is_a_day_later_all_the_same(nights: Nights, tmp_path: Path) -> None:
+    nights.fields = retraining(nights, tmp_path, every_days=1)
+    nights.spend()
+    nights.day += 1
+    assert nights.again(hours_later=-2 / 3600)["steps"]["retrain"]["why"] == "1 days since the last"
+
+
 def test_enough_new_images_make_a_student_due(nights: Nights, tmp_path: Path) -> None:
     nights.fields = retraining(nights, tmp_path, every_days=None, after_accepted=10, relabel=False)
     nights.promotes = False

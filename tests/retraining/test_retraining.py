@@ -230,6 +230,18 @@ def test_held_out_images_are_never_learned_from(own_world: Path) -> None:
     assert learned and not learned & held_out
 
 
+def test_copies_of_held_out_images_are_never_learned_from(own_world: Path) -> None:
+    """Neither as pseudo-labels nor as gold, under whatever name the same bytes lie."""
+    held_out = sorted((own_world / "held-out").iterdir())
+    shutil.copy(held_out[0], own_world / "photos" / f"another-name{held_out[0].suffix}")
+    shutil.copy(held_out[1], sorted((own_world / "gold").iterdir())[0])
+    shutil.copy(sorted((own_world / "gold").iterdir())[1], own_world / "photos" / "gold-too.jpg")
+    label_world(str(own_world))
+    plan = planned(job(str(own_world)))
+    assert plan.pseudo.num_rows == NUM_LABELLED
+    assert plan.gold.num_rows == NUM_GOLD - 1
+
+
 def test_a_student_that_is_worse_stays_unpromoted(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights thrown far off: exit 3 with the reason, the version is kept, nothing goes live."""
     throw = {
