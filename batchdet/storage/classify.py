@@ -26,7 +26,7 @@ PARTS = ("fresh", "stale", "deleted")
 """Parts of a plan, in order: new bytes or failed before, unchanged bytes to label again, known and no longer listed."""
 
 MAX_TWINS = 32
-"""Images of one size that are remembered as possible twins, the latest first; an equal etag is beyond the count."""
+"""Images that may share a size for it to tell possible twins: raw pictures all have one. An equal etag always does."""
 
 _MEMORY_LIMIT = "500MB"
 _THREADS = 2
@@ -260,7 +260,7 @@ def _same_bytes_sql(rules: PlanConfig) -> str:
 
 
 def _twinned_sql(labelled: Path) -> str:
-    """The planned images with their twins: of each etag the latest, and of each size the latest few."""
+    """The planned images with their twins: of each etag the latest, and all of a size that few have."""
     twin = ", ".join(f"{name} := t.{name}" for name in TWIN.names)
     names = ", ".join([*LISTING.names, "failed_runs", "class", "part"])
     return f"""
@@ -273,7 +273,7 @@ def _twinned_sql(labelled: Path) -> str:
     ), by_size AS (
         SELECT * FROM (SELECT * FROM labelled WHERE size_bytes IS NOT NULL
             QUALIFY row_number() OVER (PARTITION BY content_digest, size_bytes ORDER BY run_id DESC, image_uri) = 1)
-        QUALIFY row_number() OVER (PARTITION BY size_bytes ORDER BY run_id DESC, image_uri) <= {MAX_TWINS}
+        QUALIFY count(*) OVER (PARTITION BY size_bytes) <= {MAX_TWINS}
     ), pairs AS (
         SELECT p.image_uri AS planned_uri, t.* FROM planned p JOIN by_etag t ON p.etag = t.etag
         WHERE part IN ('fresh', 'stale')
