@@ -100,7 +100,9 @@ app.add_typer(models.app)
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command as this process, and end it."""
+    """Run one command as this process, and end it; SIGTERM stops it in order, as Ctrl-C does."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = main(arguments)
     here = threading.main_thread()
     if any(thread is not here and not thread.daemon for thread in threading.enumerate()):
@@ -120,8 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. With BATCHDET_DEBUG set, an error is raised with its traceback instead.
     """
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _require_utf8(given)

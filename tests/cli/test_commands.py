@@ -352,6 +352,16 @@ def test_ctrl_c_is_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert capsys.readouterr().err == "error: stopped; what is committed stays, the same command goes on\n"
 
 
+def test_main_leaves_the_signals_of_the_program_that_calls_it() -> None:
+    """A test run that is told to stop ends, and no command in it takes the signal for its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main(["--version"]) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_nothing_given_shows_the_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
