@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from batchdet.analysis.audit import audit_run
 from batchdet.cli.main import main
 from batchdet.compaction import compact, remove
+from batchdet.config import PolicyConfig
+from batchdet.refiltering import refilter
 from batchdet.storage.filesystem import Store, open_store
 from batchdet.storage.lease import LEASE
 from batchdet.storage.ledger import Ledger
@@ -59,7 +62,7 @@ def require_sound(output: Store) -> None:
     assert not output.exists(LEASE)
     for row in ledger.complete_runs():
         if row.num_labelled + row.num_failed:
-            assert main(["audit", output.uri, "--run", row.run_id]) == 0
+            audit_run(output, row.run_id).require_passed()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -135,6 +138,20 @@ def test_every_answer_stays_whatever_is_killed(moto_bucket: Bucket, disk: Store,
     assert current(output) == before
     everything(lambda store: store)
     assert current(output) == before
+    require_sound(output)
+
+
+def test_a_refilter_is_seen_when_it_is_whole(moto_bucket: Bucket, disk: Store) -> None:
+    output, policy = uploaded(disk, moto_bucket), PolicyConfig(score_threshold=0.9)
+    before = current(disk)
+    refilter(disk, policy, silent, SMALL_FILES)
+    for changes in (1, 3, 1):  # before the plan is whole, in the first shard, and in it again
+        with pytest.raises(Killed):
+            refilter(fused(output, changes), policy, silent, SMALL_FILES)
+        assert current(output) == before
+    refilter(output, policy, silent, SMALL_FILES)
+    assert current(output) == current(disk) != before
+    assert facts(output) == facts(disk), "what was begun was gone on with"
     require_sound(output)
 
 
