@@ -24,11 +24,14 @@ class Part:
         module: in eval mode on the CPU; from one float32 tensor to a tuple of tensors.
         example: an input; any batch of two or more.
         free: dimensions of the input whose size differs from call to call.
+        takes_pictures: each element of a batch is a whole picture of the example's size: enough work for a run of its
+            own. Regions and feature maps are not.
     """
 
     module: nn.Module
     example: Tensor
     free: tuple[int, ...]
+    takes_pictures: bool = False
 
 
 def own_networks(parts: Mapping[str, Part]) -> Networks:

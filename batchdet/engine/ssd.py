@@ -74,7 +74,8 @@ class SSDFamily:
     def parts(self, model: Any) -> Mapping[str, Part]:
         """One: backbone and heads; see `_Network`."""
         height, width = _input_size(model)
-        return {"network": Part(_Network(model.backbone, model.head), torch.zeros(2, 3, height, width), free=(0,))}
+        network, example = _Network(model.backbone, model.head), torch.zeros(2, 3, height, width)
+        return {"network": Part(network, example, free=(0,), takes_pictures=True)}
 
     def drift(self, model: Any, networks: Networks, stock: Networks) -> Drift:
         """Of the scores of all classes, and of all default boxes moved by their offsets; see `Family.drift`."""

@@ -150,6 +150,15 @@ def test_neighbours_change_no_bit_of_an_image_where_openvino_knows_the_size(grap
         assert output.shape[0] == 5 and torch.equal(output, first)
 
 
+def test_openvino_takes_pictures_one_by_one_and_regions_together(graphs: Path) -> None:
+    """A thousand runs of a region head would each read all of its weights."""
+    require("openvino")
+    ssd = load(SSDLITE, seeded_model(SSDLITE), "openvino", graphs).networks["network"]
+    assert list(ssd.request.model_inputs[0].partial_shape.to_shape()) == [1, 3, 320, 320]
+    rcnn = load(RCNN, seeded_model(RCNN), "openvino", graphs).networks["region_head"]
+    assert rcnn.request.model_inputs[0].partial_shape[0].is_dynamic
+
+
 def test_a_named_backend_with_other_numbers_runs_and_says_so(graphs: Path, caplog: pytest.LogCaptureFixture) -> None:
     require("openvino")
     choice = load(SSDLITE, seeded_model(SSDLITE), "openvino", graphs / SSDLITE)

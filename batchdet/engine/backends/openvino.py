@@ -39,11 +39,10 @@ class OpenVINO:
             raise BackendError(f"{self.name}: this CPU has no {settings.precision} that OpenVINO uses")
         try:
             graph = core.read_model(kept(name, part, settings.graphs, self.name, _export) / GRAPH)
-            is_fixed = part.free == (0,)
-            if is_fixed:
+            if part.takes_pictures:
                 graph.reshape({0: [1, *part.example.shape[1:]]})
             request = core.compile_model(graph, "CPU", _properties(settings)).create_infer_request()
-            return _OneByOne(request) if is_fixed else _Compiled(request)
+            return _OneByOne(request) if part.takes_pictures else _Compiled(request)
         except RuntimeError as error:
             raise BackendError(f"{self.name} does not take it: {_last_line(error)}") from error
 
@@ -77,7 +76,7 @@ def _last_line(error: Exception) -> str:
 
 @dataclass(slots=True)
 class _OneByOne:
-    """A graph of known sizes, run for each element of the batch.
+    """A graph of known sizes, run for each picture of the batch.
 
     With sizes known OpenVINO plans its memory, and what one image needs stays in a core's cache: on the whole a sixth
     faster than a batch, and what an image gives cannot depend on its neighbours.
