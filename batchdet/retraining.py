@@ -182,8 +182,8 @@ def _new_plan(job: RetrainConfig, progress: Progress) -> TrainPlan:
     known = content_digests(held_out, job.storage.source)
     if gold is not None and config.gold is not None:
         uris = _find(job, gold, config.gold.images, progress).uris
-        own = content_digests(uris, job.storage.source)
-        secret = {*held_out, *(uri for uri, digest in own.items() if digest in set(known.values()))}
+        own, secret_digests = content_digests(uris, job.storage.source), set(known.values())
+        secret = {*held_out, *(uri for uri, digest in own.items() if digest in secret_digests)}
         gold_rows = gold_table([None if uri in secret else uri for uri in uris], gold_targets(gold, student.categories))
         known |= own
     labels = _labels(job, student.categories)
